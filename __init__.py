@@ -1,0 +1,21 @@
+"""ComfyUI-VideoMemory: long, character-coherent video on small cards, as ComfyUI nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension
+
+from .nodes import NODE_CLASSES
+
+WEB_DIRECTORY = "./js"
+
+
+class VideoMemoryExtension(ComfyExtension):
+    async def get_node_list(self) -> list:
+        return NODE_CLASSES
+
+
+async def comfy_entrypoint() -> VideoMemoryExtension:
+    return VideoMemoryExtension()
+
+
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

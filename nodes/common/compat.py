@@ -1,0 +1,92 @@
+"""The only file that asks what this ComfyUI can do: schema fields, input options, progress, facts about a MODEL.
+
+Differences between versions are found by feature (a dataclass field, a signature), never by version number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+from comfy_api.latest import ComfyExtension, io, ui  # noqa: F401  (re-exported for the rooms' nodes.py)
+
+from .errors import message
+from .progress import Progress
+from .types import ModelFacts
+
+VideoMemoryIO = io.Custom("VIDEO_MEMORY")
+PromptTimelineIO = io.Custom("PROMPT_TIMELINE")
+RenderPlanIO = io.Custom("RENDER_PLAN")
+VideoClipsIO = io.Custom("VIDEO_CLIPS")
+RifeModelIO = io.Custom("VIDEOMEMORY_RIFE")
+
+
+def schema(room: str, **fields: Any) -> io.Schema:
+    """A V3 schema in the category VideoMemory/<room>, without the fields that this ComfyUI does not know yet.
+
+    Source: 0.3.75's Schema has 14 fields, newer ones add search_aliases and more; an unknown one is a TypeError that
+    takes the whole pack down.
+    """
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    fields["category"] = f"VideoMemory/{room}"
+    return io.Schema(**{name: value for name, value in fields.items() if name in known})
+
+
+def field(kind: Any, id: str, *, raw_link: bool = False, **options: Any) -> io.Input:
+    """An input of type `kind` (io.Int, VideoMemoryIO, ...), without the options that this ComfyUI does not know yet.
+
+    raw_link: the node receives the link ([node id, slot]) instead of the value, for nodes that expand.
+    """
+    known = inspect.signature(kind.Input.__init__).parameters
+    kept = {name: value for name, value in options.items() if name in known}
+    if raw_link:
+        kept.update({"raw_link": True} if "raw_link" in known else {"extra_dict": {"rawLink": True}})
+    return kind.Input(id, **kept)
+
+
+def node_progress(total: int, node_id: str | None = None) -> Progress:
+    """A Progress bound to the running node's bar, its text line and the Cancel button."""
+    bar = comfy.utils.ProgressBar(total, node_id=node_id)
+
+    def say(text: str) -> None:
+        if node_id is not None:
+            from server import PromptServer  # not importable outside a running server
+
+            PromptServer.instance.send_progress_text(text, node_id)
+
+    return Progress(
+        update=bar.update_absolute,
+        say=say,
+        check_cancel=comfy.model_management.throw_exception_if_processing_interrupted,
+    )
+
+
+def model_facts(model: Any) -> ModelFacts:
+    """Read the facts of a MODEL from its modules; raises ValueError for anything that is not a Wan-family DiT."""
+    inner = model.model.diffusion_model
+    if not (hasattr(inner, "blocks") and hasattr(inner, "patch_embedding") and hasattr(inner, "rope_embedder")):
+        raise ValueError(message(
+            "The VideoMemory nodes need a Wan-family diffusion model", type(inner).__name__,
+            "Wan 2.1 / 2.2 checkpoints and their causal fine-tunes",
+            "Load one with Load Diffusion Model (NF4) or any Wan loader."))
+    return ModelFacts(
+        family="wan",
+        layers=len(inner.blocks),
+        heads=int(inner.num_heads),
+        head_dim=int(inner.dim // inner.num_heads),
+        ffn_dim=int(inner.ffn_dim),
+        patch=tuple(inner.patch_size),
+        latent_channels=int(inner.out_dim),
+        spatial_stride=16 if inner.out_dim == 48 else 8,
+        weight_bytes=int(model.model_size()),
+        dtype_bytes=compute_dtype(model).itemsize,
+    )
+
+
+def compute_dtype(model: Any) -> Any:
+    """The dtype that activations, K and V have inside the MODEL."""
+    manual = model.model.manual_cast_dtype
+    return manual if manual is not None else model.model.get_dtype()

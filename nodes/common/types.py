@@ -1,0 +1,205 @@
+"""The values that travel between rooms: plain, frozen, and free of ComfyUI.
+
+Units: `latents` are latent frames, `frames` are pixel frames, `_px` pixels, `_s` seconds, `_bytes` bytes.
+Tensor layouts: latents are [C, T, h, w] inside a memory and [1, C, T, h, w] in a ComfyUI LATENT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("model", "int8", "4bit")
+PLACEMENTS = ("vram", "ram")
+TEMPORAL_STRIDE = 4  # pixel frames per latent frame of every Wan VAE; the film's first latent holds one frame
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """How much a rolling memory keeps, and how.
+
+    preset: name of the checkpoint recipe in sampling/presets.py.
+    fps: pixel frames per second that the checkpoint was trained for.
+    chunk_latents: latents denoised together. sink_latents, window_latents: clean latents kept from the start of the
+    film and from just before the current chunk; multiples of chunk_latents. precision: K/V storage, one of PRECISIONS
+    ("model" = the model's compute dtype). placement: where K/V rest between forwards, one of PLACEMENTS.
+    """
+
+    preset: str
+    fps: float
+    chunk_latents: int
+    sink_latents: int
+    window_latents: int
+    precision: str = "model"
+    placement: str = "vram"
+
+    @property
+    def capacity_latents(self) -> int:
+        """Clean latents that the memory may hold."""
+        return self.sink_latents + self.window_latents
+
+    @property
+    def window_s(self) -> float:
+        return self.window_latents * TEMPORAL_STRIDE / self.fps
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The latent grid of a film: channels, height, width in latent pixels. A memory belongs to exactly one."""
+
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class MemoryBlock:
+    """One committed chunk of a film.
+
+    start: absolute index of its first latent. latents: [C, n, h, w] float32 on the CPU, in the model's normalised space.
+    shot: running number of the prompt it was made under. kv: the derived cache (memory.kv_cache.BlockKV), or None where
+    it must be rebuilt from the latents.
+    """
+
+    start: int
+    latents: torch.Tensor
+    shot: int = 0
+    kv: object | None = None
+
+    @property
+    def length(self) -> int:
+        return int(self.latents.shape[1])
+
+
+@dataclass(frozen=True)
+class VideoMemory:
+    """What the model remembers of the film so far. Immutable: a sampler returns a new one that shares old blocks.
+
+    geometry and model_key are None/"" until the first chunk is committed. blocks: sink first, then window, oldest
+    first. latents_done, clips_done: how much of the film exists (more than what is remembered). tail: the last latents
+    of the film, [C, n, h, w] float32 normalised, as decoding context for the next clip.
+    """
+
+    spec: MemorySpec
+    geometry: Geometry | None = None
+    model_key: str = ""
+    blocks: tuple[MemoryBlock, ...] = ()
+    latents_done: int = 0
+    clips_done: int = 0
+    shot: int = -1
+    prompt_hash: str = ""
+    tail: torch.Tensor | None = None
+
+
+class Scene(NamedTuple):
+    """A stretch of the film: from start_s (inclusive) to end_s (exclusive), seconds, and what happens in it."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+class PromptTimeline(NamedTuple):
+    """Who is in the film and what happens when: plain data, JSON-able, hashable for ComfyUI's cache.
+
+    identity: the hero's full description. scenes: ordered, gapless. reanchor_s: the identity is named again in the
+    first clip that starts at or after every multiple of this (0 = only in the first clip). clip_s: length of a clip.
+    clip_texts: the resolved prompt of every clip.
+    """
+
+    identity: str
+    hero: str
+    scenes: tuple[Scene, ...]
+    reanchor_s: float
+    clip_s: float
+    clip_texts: tuple[str, ...]
+
+    @property
+    def clip_count(self) -> int:
+        return len(self.clip_texts)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the cost model and the sampler must know of a MODEL, read from its real modules.
+
+    family: "wan" or the diffusion model's class name. patch: (t, h, w) patch size. spatial_stride: pixels per latent
+    pixel. weight_bytes: what ComfyUI will place on the device. dtype_bytes: bytes per value of the compute dtype.
+    """
+
+    family: str
+    layers: int
+    heads: int
+    head_dim: int
+    ffn_dim: int
+    patch: tuple[int, int, int]
+    latent_channels: int
+    spatial_stride: int
+    weight_bytes: int
+    dtype_bytes: int
+
+    @property
+    def dim(self) -> int:
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """Predicted peaks of one phase ("text", "sampling", "decode", "interpolation", "encode"), in bytes."""
+
+    phase: str
+    vram_bytes: int
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class RenderPlan:
+    """What the VRAM Budget Gate decided, and why.
+
+    clip_latents: latents per clip, a multiple of the chunk. spec: the fitted memory. decode_tile_px: 0 decodes whole
+    frames. interpolation_batch: frame pairs per RIFE call. budget_bytes: VRAM planned with (RAM on a CPU). phases:
+    predicted peaks. decisions: one plain sentence per decision.
+    """
+
+    width: int
+    height: int
+    clip_latents: int
+    spec: MemorySpec
+    decode_tile_px: int
+    interpolation_batch: int
+    budget_bytes: int
+    phases: tuple[PhaseCost, ...]
+    decisions: tuple[str, ...]
+
+    @property
+    def clip_s(self) -> float:
+        return self.clip_latents * TEMPORAL_STRIDE / self.spec.fps
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One finished clip in a run folder. Paths are relative to `folder`, the run folder.
+
+    frames: pixel frames in video_file, decoding context already removed. digest: sha256 of the clip's latents.
+    """
+
+    index: int
+    folder: str
+    latents_file: str
+    video_file: str
+    frames: int
+    fps: float
+    width: int
+    height: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class VideoClips:
+    """The clips of one film in order, as Save Clip hands them on."""
+
+    records: tuple[ClipRecord, ...] = ()

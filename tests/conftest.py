@@ -1,0 +1,70 @@
+"""Registers the pack as package `pack` without running its root __init__ (which needs ComfyUI), and finds ComfyUI.
+
+`from pack.nodes.memory import state` works with no ComfyUI. Tests marked `comfy` also get ComfyUI's root (from
+COMFYUI_PATH, set by scripts/test.py) on sys.path, started on the CPU; without it they are skipped. The pack's own root
+must never be on sys.path: ComfyUI owns a top-level module called `nodes`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMFYUI = os.environ.get("COMFYUI_PATH")
+
+
+def _register_pack() -> None:
+    package = types.ModuleType("pack")
+    package.__path__ = [str(ROOT)]
+    sys.modules["pack"] = package
+    nodes = types.ModuleType("pack.nodes")
+    nodes.__path__ = [str(ROOT / "nodes")]
+    sys.modules["pack.nodes"] = nodes
+    package.nodes = nodes
+
+
+def _start_comfyui() -> None:
+    sys.path.insert(0, COMFYUI)
+    argv, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args  # noqa: F401  (parses --cpu before model_management looks for a GPU)
+
+    sys.argv = argv
+
+
+_register_pack()
+if COMFYUI:
+    _start_comfyui()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if COMFYUI:
+        return
+    skip = pytest.mark.skip(reason="needs ComfyUI: run python scripts/test.py, or set COMFYUI_PATH")
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("comfy", "server", "browser")):
+            item.add_marker(skip)
+
+
+def load_all_nodes() -> list:
+    """The pack's node classes, with the real nodes/__init__.py executed (needs ComfyUI)."""
+    path = ROOT / "nodes" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("pack.nodes", path, submodule_search_locations=[str(ROOT / "nodes")])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pack.nodes"] = module
+    spec.loader.exec_module(module)
+    return module.NODE_CLASSES
+
+
+@pytest.fixture(scope="session")
+def toyworld() -> Path:
+    """Folder of the bundled demo checkpoint."""
+    return ROOT / "demo" / "toyworld"
