@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-NODE_CLASSES: list = []
+from .memory import nodes as memory
+from .sampling import nodes as sampling
+
+NODE_CLASSES: list = [*memory.NODES, *sampling.NODES]

@@ -35,7 +35,7 @@ def _start_comfyui() -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import comfy.cli_args  # noqa: F401  (parses --cpu before model_management looks for a GPU)
+    import comfy.cli_args
 
     sys.argv = argv
 

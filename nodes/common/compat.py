@@ -6,6 +6,7 @@ Differences between versions are found by feature (a dataclass field, a signatur
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 from typing import Any
 
@@ -14,7 +15,7 @@ import comfy.utils
 from comfy_api.latest import ComfyExtension, io, ui  # noqa: F401  (re-exported for the rooms' nodes.py)
 
 from .errors import message
-from .progress import Progress
+from .progress import SILENT, Progress
 from .types import ModelFacts
 
 VideoMemoryIO = io.Custom("VIDEO_MEMORY")
@@ -47,9 +48,17 @@ def field(kind: Any, id: str, *, raw_link: bool = False, **options: Any) -> io.I
     return kind.Input(id, **kept)
 
 
+def node_id(node: type) -> str | None:
+    """The running node's id in the graph, where its schema asks for io.Hidden.unique_id; None outside a server."""
+    return node.hidden.unique_id if node.hidden is not None else None
+
+
 def node_progress(total: int, node_id: str | None = None) -> Progress:
-    """A Progress bound to the running node's bar, its text line and the Cancel button."""
-    bar = comfy.utils.ProgressBar(total, node_id=node_id)
+    """A Progress bound to the running node's bar, its text line and the Cancel button.
+
+    total 0 leaves the bar alone, for nodes whose sampler callback drives it.
+    """
+    bar = comfy.utils.ProgressBar(total, node_id=node_id) if total else None
 
     def say(text: str) -> None:
         if node_id is not None:
@@ -58,7 +67,7 @@ def node_progress(total: int, node_id: str | None = None) -> Progress:
             PromptServer.instance.send_progress_text(text, node_id)
 
     return Progress(
-        update=bar.update_absolute,
+        update=bar.update_absolute if bar else SILENT.update,
         say=say,
         check_cancel=comfy.model_management.throw_exception_if_processing_interrupted,
     )
@@ -90,3 +99,40 @@ def compute_dtype(model: Any) -> Any:
     """The dtype that activations, K and V have inside the MODEL."""
     manual = model.model.manual_cast_dtype
     return manual if manual is not None else model.model.get_dtype()
+
+
+def patcher_key(model: Any) -> str:
+    """A digest of what a MODEL computes with: names, shapes and a sample of every weight, and every LoRA patch on it.
+
+    The same file gives the same key in every session (ComfyUI's own patches_uuid is random), another LoRA, strength or
+    quantisation gives another. Weights into which ComfyUI has baked a LoRA are read from its backup, so that the key
+    does not depend on whether the model is loaded. Cheap: 16 values per tensor. Takes a MODEL, or a VAE's or CLIP's
+    patcher.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.model.state_dict().items()):
+        _digest_tensor(digest, name, model.backup[name].weight if name in model.backup else tensor)
+    for name, patches in sorted(model.patches.items()):
+        for patch in patches:
+            _digest_patch(digest, f"{name}", patch)
+    return digest.hexdigest()[:32]
+
+
+def _digest_tensor(digest: Any, name: str, tensor: Any) -> None:
+    flat = tensor.detach().reshape(-1)
+    sample = flat[:: max(1, flat.numel() // 16)][:16].to("cpu", copy=True)
+    digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+    digest.update(bytes(sample.double().numpy().tobytes()))
+
+
+def _digest_patch(digest: Any, name: str, patch: Any) -> None:
+    """A patch is (strength, adapter or tuple, strength of the model, ...): numbers by value, tensors by sample."""
+    if hasattr(patch, "detach"):
+        _digest_tensor(digest, name, patch)
+    elif isinstance(patch, (tuple, list)):
+        for i, part in enumerate(patch):
+            _digest_patch(digest, f"{name}.{i}", part)
+    elif hasattr(patch, "weights"):
+        _digest_patch(digest, f"{name}.{type(patch).__name__}", patch.weights)
+    else:
+        digest.update(f"{name}={patch if isinstance(patch, (int, float, str, type(None))) else type(patch)}".encode())

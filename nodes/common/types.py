@@ -59,9 +59,9 @@ class Geometry:
 class MemoryBlock:
     """One committed chunk of a film.
 
-    start: absolute index of its first latent. latents: [C, n, h, w] float32 on the CPU, in the model's normalised space.
-    shot: running number of the prompt it was made under. kv: the derived cache (memory.kv_cache.BlockKV), or None where
-    it must be rebuilt from the latents.
+    start: absolute index of its first latent. latents: [C, n, h, w] float32 on the CPU, normalised as the model sees
+    them. shot: running number of the prompt it was made under. kv: the derived cache (memory.kv_cache.BlockKV), or
+    None where it must be rebuilt from the latents.
     """
 
     start: int
@@ -78,9 +78,10 @@ class MemoryBlock:
 class VideoMemory:
     """What the model remembers of the film so far. Immutable: a sampler returns a new one that shares old blocks.
 
-    geometry and model_key are None/"" until the first chunk is committed. blocks: sink first, then window, oldest
-    first. latents_done, clips_done: how much of the film exists (more than what is remembered). tail: the last latents
-    of the film, [C, n, h, w] float32 normalised, as decoding context for the next clip.
+    geometry and model_key are None/"" until the first clip begins. blocks: sink first, then window, oldest first.
+    latents_done, clips_done: how much of the film exists (more than what is remembered). origin: the latent at which
+    the memory began (0, or where it was told to forget). shot, prompt_hash: running number and digest of the prompt.
+    tail: the last latents of the film, [C, n, h, w] float32 normalised, as decoding context for the next clip.
     """
 
     spec: MemorySpec
@@ -89,6 +90,7 @@ class VideoMemory:
     blocks: tuple[MemoryBlock, ...] = ()
     latents_done: int = 0
     clips_done: int = 0
+    origin: int = 0
     shot: int = -1
     prompt_hash: str = ""
     tail: torch.Tensor | None = None

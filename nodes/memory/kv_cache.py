@@ -1,0 +1,62 @@
+"""The derived cache of a memory: keys and values of every layer for each remembered chunk.
+
+Keys are kept after the layer's norm and before rotary position, so that a block can be given any position later
+(LongLive's relative RoPE; memory positions never grow with the film). K and V of one layer: [B, S, H, D] with S tokens
+of the chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .kv_quant import Packed, pack, packed_bytes, unpack
+
+
+@dataclass(frozen=True)
+class LayerKV:
+    """Keys and values of one transformer layer for one chunk."""
+
+    k: Packed
+    v: Packed
+
+    def unpack(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(k, v), each [B, S, H, D] in dtype on device; moved packed, unpacked there."""
+        k, v = (packed.map(lambda t: t.to(device, non_blocking=True)) for packed in (self.k, self.v))
+        return unpack(k, dtype), unpack(v, dtype)
+
+
+@dataclass(frozen=True)
+class BlockKV:
+    """Keys and values of one chunk, one LayerKV per transformer layer."""
+
+    layers: tuple[LayerKV, ...]
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> BlockKV:
+        return BlockKV(tuple(LayerKV(layer.k.map(function), layer.v.map(function)) for layer in self.layers))
+
+    def to(self, device: torch.device | str) -> BlockKV:
+        """The same cache on another device; tensors that are already there are shared, not copied."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.k.nbytes + layer.v.nbytes for layer in self.layers)
+
+
+def pack_layer(k: torch.Tensor, v: torch.Tensor, precision: str) -> LayerKV:
+    """Store one layer's k, v [B, S, H, D]; keys have their channel means taken out first."""
+    return LayerKV(pack(k, precision, centre=precision != "model"), pack(v, precision))
+
+
+def kv_bytes(layers: int, heads: int, head_dim: int, tokens: int, precision: str, dtype_bytes: int,
+             batch: int = 1) -> int:
+    """Bytes of one block's cache before it exists; equal to BlockKV.nbytes of a block with that many tokens.
+
+    The common rule of thumb "context x hidden size x bytes x 2" is per layer: here all layers are counted.
+    """
+    k = packed_bytes(batch, tokens, heads, head_dim, precision, dtype_bytes, centre=precision != "model")
+    v = packed_bytes(batch, tokens, heads, head_dim, precision, dtype_bytes)
+    return layers * (k + v)

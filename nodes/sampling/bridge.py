@@ -1,0 +1,207 @@
+"""How a rolling memory meets ComfyUI's unmodified WanModel, through public hooks alone.
+
+One DIFFUSION_MODEL wrapper per run installs, for each forward: a RoPE shift (the chunk's place after the memory), a
+block patch per layer (so that the attention knows its layer) and an attention override (remembered keys and values in
+front of the chunk's own). No block code is written again; a MODEL from any loader works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import comfy.samplers
+import latent_preview
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..common.compat import model_facts, patcher_key
+from ..common.errors import message
+from ..common.progress import SILENT, Progress
+from ..common.types import Geometry, ModelFacts, VideoMemory
+from ..memory.kv_cache import BlockKV, LayerKV, kv_bytes, pack_layer
+from ..memory.state import begin_clip, end_clip, is_sink
+from .chunk_loop import ClipModel, Noise, sample_clip, seeded_noise
+from .positions import rotate, unrotate
+from .presets import Preset
+
+KEY = "videomemory"
+
+
+@dataclass
+class MemoryHook:
+    """The state of one forward: what is remembered, and whether this forward's clean K/V are collected.
+
+    remembered: the blocks' caches in position order, already on the device or not. precision: format for collecting,
+    or None when this forward only reads. collected: one LayerKV per layer, in order, after a collecting forward.
+    """
+
+    remembered: tuple[BlockKV, ...] = ()
+    latents: int = 0
+    precision: str | None = None
+    collected: list[LayerKV] = field(default_factory=list)
+
+    def __call__(self, executor: Any, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor,
+                 clip_fea: Any = None, time_dim_concat: Any = None, transformer_options: dict | None = None,
+                 **kwargs: Any) -> torch.Tensor:
+        """The DIFFUSION_MODEL wrapper; x [1, C, n, h, w]."""
+        if x.shape[0] != 1:
+            raise ValueError(message("Clip Sampler samples one film at a time", f"a batch of {x.shape[0]}", "batch 1",
+                                     "Use a single, un-combined positive conditioning."))
+        options = dict(transformer_options or {})
+        model = executor.class_obj
+        memory_table = _rotations(model, x, self.latents, options)
+        rope = dict(options.get("rope_options") or {})
+        rope["shift_t"] = rope.get("shift_t", 0.0) + self.latents
+        options["rope_options"] = rope
+        replaced = dict(options.get("patches_replace") or {})
+        layers = dict(replaced.get("dit") or {})
+        for layer in range(len(model.blocks)):
+            name = ("double_block", layer)
+            layers[name] = self._block_patch(layer, memory_table, layers.get(name))
+        replaced["dit"] = layers
+        options["patches_replace"] = replaced
+        return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+
+    def _block_patch(self, layer: int, memory_table: torch.Tensor | None, previous: Any) -> Any:
+        def patch(args: dict, extra: dict) -> dict:
+            options = dict(args["transformer_options"])
+            options["optimized_attention_override"] = self._override(
+                layer, args["pe"], memory_table, options.get("optimized_attention_override"))
+            args = {**args, "transformer_options": options}
+            return previous(args, extra) if previous else extra["original_block"](args)
+
+        return patch
+
+    def _override(self, layer: int, table: torch.Tensor, memory_table: torch.Tensor | None, previous: Any) -> Any:
+        """The attention of one block: its first call is self-attention, the later ones are cross-attention."""
+        calls = 0
+
+        def override(func: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            attend = (lambda *a, **kw: previous(func, *a, **kw)) if previous else func
+            if calls > 1:
+                return attend(q, k, v, heads, **kwargs)
+            if self.precision is not None:
+                self.collected.append(pack_layer(unrotate(_by_head(k, heads), table), _by_head(v, heads),
+                                                 self.precision))
+            if self.remembered:
+                past_k, past_v = self._recall(layer, k, heads, memory_table)
+                k, v = torch.cat((past_k, k), 1), torch.cat((past_v, v), 1)
+            return attend(q, k, v, heads, **kwargs)
+
+        return override
+
+    def _recall(self, layer: int, like: torch.Tensor, heads: int,
+                memory_table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Remembered K (turned to its position) and V of one layer, each [B, S, heads * head_dim] like the chunk's."""
+        pairs = [block.layers[layer].unpack(like.dtype, like.device) for block in self.remembered]
+        k = rotate(torch.cat([pair[0] for pair in pairs], 1), memory_table)
+        return k.flatten(2), torch.cat([pair[1] for pair in pairs], 1).flatten(2)
+
+
+class MemorySampler(comfy.samplers.Sampler):
+    """A SAMPLER that runs the chunk loop inside one outer sampling call, so that the model is loaded once per clip."""
+
+    def __init__(self, hook: MemoryHook, memory: VideoMemory, preset: Preset, latents: int, noise: Noise,
+                 progress: Progress) -> None:
+        self.hook, self.memory, self.preset = hook, memory, preset
+        self.latents, self.noise, self.progress = latents, noise, progress
+
+    def sample(self, model_wrap: Any, sigmas: torch.Tensor, extra_args: dict, callback: Any, noise: torch.Tensor,
+               latent_image: Any = None, denoise_mask: Any = None, disable_pbar: bool = False) -> torch.Tensor:
+        """Called by the guider; its noise only carries the device and the shape, every chunk draws its own."""
+        device = noise.device
+
+        def forward(x: torch.Tensor, sigma: float, memory: VideoMemory, precision: str | None) -> torch.Tensor:
+            self.hook.remembered = tuple(block.kv for block in memory.blocks)
+            self.hook.latents = sum(block.length for block in memory.blocks)
+            self.hook.precision, self.hook.collected = precision, []
+            return model_wrap(x, torch.full((1,), sigma, device=device), **extra_args)
+
+        def encode(x0: torch.Tensor, memory: VideoMemory) -> BlockKV:
+            forward(x0, 0.0, memory, _block_precision(memory))
+            return _rest(BlockKV(tuple(self.hook.collected)), memory.spec.placement)
+
+        model = ClipModel(lambda x, sigma, memory: forward(x, sigma, memory, None), encode, device)
+        preview = None if callback is None else lambda i, x, x0: callback(i, x0, x, sigmas.shape[0] - 1)
+        memory = replace(self.memory, blocks=tuple(
+            block if block.kv is None or self.memory.spec.placement == "ram"
+            else replace(block, kv=block.kv.to(device)) for block in self.memory.blocks))
+        samples, self.memory = sample_clip(model, memory, self.preset, self.latents, self.noise, self.progress, preview)
+        return samples.to(device)
+
+
+def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: Preset, geometry: Geometry,
+                       latents: int, seed: int, progress: Progress = SILENT,
+                       noise: Noise | None = None) -> tuple[torch.Tensor, VideoMemory]:
+    """Sample one clip on a MODEL of any loader.
+
+    latents: whole chunks. Returns (samples [1, C, latents, h, w] un-normalised as a LATENT holds them, new memory).
+    noise replaces the seeded noise, for reproducing published rollouts.
+    """
+    facts = model_facts(model)
+    memory = begin_clip(memory, geometry, patcher_key(model), positive[0][0])
+    shape = (1, geometry.channels, preset.chunk, geometry.height, geometry.width)
+    hook = MemoryHook()
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, hook)
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _reserve(facts, memory, geometry, preset))
+    sampler = MemorySampler(hook, memory, preset, latents, noise or seeded_noise(seed, shape), progress)
+    guider = comfy.samplers.CFGGuider(patched)
+    guider.set_conds(positive, [])
+    guider.set_cfg(1.0)
+    empty = torch.zeros((1, geometry.channels, latents, geometry.height, geometry.width))
+    steps = latents // preset.chunk * len(preset.sigmas)
+    callback = latent_preview.prepare_callback(patched, steps)
+    samples = guider.sample(empty, empty, sampler, torch.ones(steps + 1), callback=callback, seed=seed)
+    return samples.to("cpu", torch.float32), end_clip(sampler.memory)
+
+
+def clip_latent(model: Any, samples: torch.Tensor, before: VideoMemory) -> dict[str, Any]:
+    """The LATENT of one clip: its samples, its place in the film, and the latents before it as decoding context."""
+    latent = {"samples": samples, "first_latent": before.latents_done}
+    if before.tail is not None:
+        context = model.model.process_latent_out(before.tail.unsqueeze(0))
+        latent["context_samples"] = context.to("cpu", torch.float32)
+    return latent
+
+
+def _rotations(model: Any, x: torch.Tensor, latents: int, options: dict) -> torch.Tensor | None:
+    """Rotation table of `latents` remembered latents at positions 0.., from the model's own embedder, in float32."""
+    if latents == 0:
+        return None
+    return model.rope_encode(latents, x.shape[-2], x.shape[-1], device=x.device, dtype=torch.float32,
+                             transformer_options=options)
+
+
+def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
+    return x.unflatten(-1, (heads, -1))  # [B, S, H, D]
+
+
+def _block_precision(memory: VideoMemory) -> str:
+    """The sink is read for the whole film: it keeps 8 bits where the rest has 4."""
+    if memory.spec.precision == "4bit" and is_sink(memory, memory.latents_done):
+        return "int8"
+    return memory.spec.precision
+
+
+def _rest(kv: BlockKV, placement: str) -> BlockKV:
+    return kv.to("cpu") if placement == "ram" else kv
+
+
+def _reserve(facts: ModelFacts, memory: VideoMemory, geometry: Geometry, preset: Preset) -> Any:
+    """A PREPARE_SAMPLING wrapper: ComfyUI estimates one chunk (not the clip) plus the K/V cache it cannot know of."""
+    spec = memory.spec
+    tokens = -(-geometry.height // facts.patch[1]) * -(-geometry.width // facts.patch[2])
+    resident = spec.capacity_latents if spec.placement == "vram" else 0
+    cache = kv_bytes(facts.layers, facts.heads, facts.head_dim, resident * tokens, spec.precision, facts.dtype_bytes)
+
+    def wrapper(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
+        shape = [noise_shape[0], noise_shape[1], preset.chunk, *noise_shape[3:]]
+        per_latent = max(1.0, model.memory_required(shape) / preset.chunk)
+        shape[2] = preset.chunk + int(-(-cache // per_latent))
+        return executor(model, shape, conds, *args, **kwargs)
+
+    return wrapper

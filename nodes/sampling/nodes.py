@@ -1,0 +1,82 @@
+"""Clip Sampler: one clip from a model, a prompt and a memory."""
+
+from __future__ import annotations
+
+from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, model_facts, node_id, node_progress, schema
+from ..common.errors import message
+from ..common.types import TEMPORAL_STRIDE, Geometry, MemorySpec, ModelFacts, RenderPlan, VideoMemory
+from .bridge import clip_latent, sample_with_memory
+from .presets import find_preset
+
+
+class ClipSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "sampling",
+            node_id="VideoMemoryClipSampler",
+            display_name="Clip Sampler",
+            description="Samples the next clip of a film with the memory in view, and hands on the memory after it.",
+            search_aliases=["causal", "Self-Forcing", "LongLive", "rolling KV"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                field(io.Model, "model", tooltip="A causal Wan checkpoint, from any loader."),
+                field(VideoMemoryIO, "memory", tooltip="What came before: an empty Persistent Memory for the first "
+                                                       "clip, then the memory of the previous Clip Sampler."),
+                field(io.Conditioning, "positive", tooltip="What happens in this clip."),
+                field(io.Int, "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
+                      tooltip="One seed for the whole film: every chunk draws its own noise from it, so a clip made "
+                              "again alone equals the clip made in the row."),
+                field(io.Int, "width", default=1280, min=32, max=8192, step=32, tooltip="Pixels. Ignored with a plan."),
+                field(io.Int, "height", default=704, min=32, max=8192, step=32, tooltip="Pixels. Ignored with a plan."),
+                field(io.Float, "clip_seconds", display_name="clip (seconds)", default=4.0, min=0.1, max=60.0, step=0.1,
+                      tooltip="Length of the clip, rounded up to whole chunks. Ignored with a plan."),
+                field(RenderPlanIO, "plan", optional=True,
+                      tooltip="The plan of VRAM Budget Gate: its size and clip length are used."),
+            ],
+            outputs=[
+                io.Latent.Output(id="samples", display_name="samples", tooltip="The clip, for Save Clip."),
+                VideoMemoryIO.Output(id="memory_after", display_name="memory",
+                                     tooltip="The memory after this clip, for the next Clip Sampler."),
+                io.String.Output(id="report", display_name="report", tooltip="What was done, and why."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, memory: VideoMemory, positive: list, seed: int, width: int, height: int,
+                clip_seconds: float, plan: RenderPlan | None = None) -> io.NodeOutput:
+        facts = model_facts(model)
+        if plan is not None:
+            width, height = plan.width, plan.height
+        geometry = _geometry(facts, width, height)
+        latents = plan.clip_latents if plan is not None else _clip_latents(memory.spec, clip_seconds)
+        samples, after = sample_with_memory(model, memory, positive, find_preset(memory.spec.preset), geometry, latents,
+                                            seed, node_progress(0, node_id(cls)))
+        return io.NodeOutput(clip_latent(model, samples, memory), after, _report(memory, latents))
+
+
+def _geometry(facts: ModelFacts, width: int, height: int) -> Geometry:
+    step_w, step_h = facts.spatial_stride * facts.patch[2], facts.spatial_stride * facts.patch[1]
+    if width % step_w or height % step_h:
+        raise ValueError(message("Clip Sampler: the size does not fit the model", f"{width}x{height}",
+                                 f"widths in steps of {step_w}, heights in steps of {step_h}",
+                                 "Round it, or let VRAM Budget Gate do so."))
+    return Geometry(facts.latent_channels, height // facts.spatial_stride, width // facts.spatial_stride)
+
+
+def _clip_latents(spec: MemorySpec, clip_seconds: float) -> int:
+    chunk_s = spec.chunk_latents * TEMPORAL_STRIDE / spec.fps
+    chunks = -(-(clip_seconds - 1e-6) // chunk_s)
+    return int(max(1, chunks)) * spec.chunk_latents
+
+
+def _report(before: VideoMemory, latents: int) -> str:
+    spec, preset = before.spec, find_preset(before.spec.preset)
+    seen = sum(block.length for block in before.blocks)
+    return (f"Clip {before.clips_done + 1}: {latents} latents in chunks of {spec.chunk_latents}, rolling K/V memory "
+            f"({preset.label}; {len(preset.sigmas) - 1} steps + 1 clean pass per chunk). It began with {seen} of at "
+            f"most {spec.capacity_latents} remembered latents ({spec.sink_latents} from the start of the film), stored "
+            f"as {spec.precision} in {spec.placement.upper()}.")
+
+
+NODES = [ClipSampler]

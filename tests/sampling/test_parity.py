@@ -1,0 +1,166 @@
+"""Chunked generation with the memory equals one full-sequence, block-causal forward of ComfyUI's own WanModel."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.comfy
+
+torch = pytest.importorskip("torch")
+
+CHUNK, HEIGHT, WIDTH = 3, 8, 8
+TOKENS = CHUNK * (HEIGHT // 2) * (WIDTH // 2)
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def wan():
+    """A tiny WanModel with random weights, float32."""
+    ops = pytest.importorskip("comfy.ops")
+    from comfy.ldm.wan.model import WanModel
+
+    torch.manual_seed(0)
+    model = WanModel(model_type="t2v", in_dim=16, out_dim=16, dim=256, ffn_dim=512, num_heads=2, num_layers=3,
+                     text_dim=64, device="cpu", dtype=torch.float32, operations=ops.disable_weight_init).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.06)
+    return model
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    chunks = [torch.randn(1, 16, CHUNK, HEIGHT, WIDTH, generator=generator) for _ in range(4)]
+    return chunks, torch.randn(1, 20, 64, generator=generator)
+
+
+def block_causal(wan, chunks, times, context, sink=99, window=99):
+    """The oracle: every chunk at once, chunk q attends to itself, to the sink chunks and to the window before it."""
+    x = torch.cat(chunks, 2)
+    chunk_of = torch.arange(len(chunks) * TOKENS) // TOKENS
+    query, key = chunk_of[:, None], chunk_of[None]
+    visible = (key == query) | ((key < query) & ((key < sink) | (key >= query - window)))
+    mask = torch.where(visible, 0.0, float("-inf"))
+
+    def override(func, q, k, v, heads, **kwargs):
+        if q.shape[1] == k.shape[1]:
+            kwargs["mask"] = mask
+        return func(q, k, v, heads, **kwargs)
+
+    t = torch.tensor([[time for time in times for _ in range(CHUNK)]], dtype=torch.float32)
+    with torch.no_grad():
+        return wan(x, t, context, transformer_options={"optimized_attention_override": override})
+
+
+def run_chunks(wan, chunks, times, context, precision="model", user_options=None):
+    """Ours: each chunk alone through the hook, its clean K/V collected for the next ones."""
+    from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+    from pack.nodes.memory.kv_cache import BlockKV
+    from pack.nodes.sampling.bridge import MemoryHook
+
+    hook, outputs = MemoryHook(), []
+    for chunk, time in zip(chunks, times, strict=True):
+        hook.precision, hook.collected = precision, []
+        options = dict(user_options or {})
+        add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "videomemory", hook, options)
+        with torch.no_grad():
+            outputs.append(wan(chunk, torch.tensor([float(time)]), context, transformer_options=options))
+        hook.remembered = (*hook.remembered, BlockKV(tuple(hook.collected)))
+        hook.latents += CHUNK
+    return torch.cat(outputs, 2)
+
+
+def test_chunks_equal_full_sequence_forward(wan, inputs):
+    chunks, context = inputs
+    times = (0, 0, 0, 700)
+    expected = block_causal(wan, chunks, times, context)
+    actual = run_chunks(wan, chunks, times, context)
+    assert (actual - expected).abs().max() < TOLERANCE
+    assert expected.std() > 0.1  # the comparison means something
+
+
+def test_memory_changes_the_result(wan, inputs):
+    chunks, context = inputs
+    expected = block_causal(wan, chunks, (0, 0, 0, 700), context)[:, :, -CHUNK:]
+    alone = run_chunks(wan, chunks[-1:], (700,), context)
+    assert (alone - expected).abs().max() > 0.1
+
+
+def test_positions_close_the_gap_between_sink_and_window(wan, inputs):
+    """With chunk 1 forgotten, chunk 3 sees [0, 2] exactly as a film that never had chunk 1."""
+    from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+    from pack.nodes.memory.kv_cache import BlockKV
+    from pack.nodes.sampling.bridge import MemoryHook
+
+    chunks, context = inputs
+    kept = [chunks[0], chunks[2], chunks[3]]
+    expected = run_chunks(wan, kept, (0, 0, 700), context)[:, :, -CHUNK:]
+
+    hook = MemoryHook()
+    stored = []
+    for chunk, past in ((chunks[0], ()), (chunks[2], (0,))):
+        hook.remembered, hook.latents = tuple(stored[i] for i in past), CHUNK * len(past)
+        hook.precision, hook.collected, options = "model", [], {}
+        add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "videomemory", hook, options)
+        with torch.no_grad():
+            wan(chunk, torch.tensor([0.0]), context, transformer_options=options)
+        stored.append(BlockKV(tuple(hook.collected)))
+    hook.remembered, hook.latents, hook.precision, options = tuple(stored), 2 * CHUNK, None, {}
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "videomemory", hook, options)
+    with torch.no_grad():
+        actual = wan(chunks[3], torch.tensor([700.0]), context, transformer_options=options)
+    assert (actual - expected).abs().max() < TOLERANCE
+
+
+def test_short_text_is_not_mistaken_for_self_attention(wan, inputs):
+    """Cross-attention with as many text tokens as the chunk has tokens must not be given the memory."""
+    chunks, _ = inputs
+    context = torch.randn(1, TOKENS, 64, generator=torch.Generator().manual_seed(2))
+    times = (0, 700)
+    x, visible = torch.cat(chunks[:2], 2), torch.arange(2 * TOKENS) // TOKENS
+    mask = torch.where(visible[:, None] >= visible[None], 0.0, float("-inf"))
+
+    def override(func, q, k, v, heads, **kwargs):
+        if k.shape[1] == 2 * TOKENS:
+            kwargs["mask"] = mask
+        return func(q, k, v, heads, **kwargs)
+
+    t = torch.tensor([[0.0] * CHUNK + [700.0] * CHUNK])
+    with torch.no_grad():
+        expected = wan(x, t, context, transformer_options={"optimized_attention_override": override})
+    assert (run_chunks(wan, chunks[:2], times, context) - expected).abs().max() < TOLERANCE
+
+
+def test_other_packs_patches_still_run(wan, inputs):
+    """A block patch and an attention override that were there before are called inside ours."""
+    chunks, context = inputs
+    seen = []
+
+    def patch(args, extra):
+        seen.append("block")
+        return extra["original_block"](args)
+
+    def override(func, *args, **kwargs):
+        seen.append("attention")
+        return func(*args, **kwargs)
+
+    options = {"patches_replace": {"dit": {("double_block", 1): patch}}, "optimized_attention_override": override}
+    plain = run_chunks(wan, chunks[:2], (0, 700), context)
+    patched = run_chunks(wan, chunks[:2], (0, 700), context, user_options=options)
+    assert torch.equal(plain, patched)
+    assert seen.count("block") == 2 and seen.count("attention") == 2 * 3 * 2
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("int8", 0.02), ("4bit", 0.2)])
+def test_quantised_memory_stays_close(wan, inputs, precision, limit):
+    chunks, context = inputs
+    exact = run_chunks(wan, chunks, (0, 0, 0, 700), context)[:, :, -CHUNK:]
+    stored = run_chunks(wan, chunks, (0, 0, 0, 700), context, precision)[:, :, -CHUNK:]
+    error = ((stored - exact).norm() / exact.norm()).item()
+    assert 0 < error < limit
+
+
+def test_batch_is_refused(wan, inputs):
+    chunks, context = inputs
+    with pytest.raises(ValueError, match="one film at a time.*batch of 2.*batch 1"):
+        run_chunks(wan, [chunks[0].repeat(2, 1, 1, 1, 1)], (0,), context.repeat(2, 1, 1))

@@ -1,0 +1,151 @@
+"""Solvers against ordinary differential equations with known answers; presets against the published numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pack.nodes.sampling.chunk_loop import ClipModel, sample_clip, seeded_noise
+from pack.nodes.sampling.presets import PRESETS, find_preset, memory_spec, shifted
+from pack.nodes.sampling.solvers import make_solver
+
+
+def integrate(name: str, steps: int) -> float:
+    """Error of x at sigma_end for data ~ N(mean, spread^2), whose ideal estimate and flow are known in closed form."""
+    mean, spread, start, end = 0.7, 0.5, 0.99, 0.05
+    sigmas = tuple(start + (end - start) * i / steps for i in range(steps + 1))
+
+    def estimate(x, sigma):
+        variance = (1 - sigma) ** 2 * spread**2 + sigma**2
+        return mean + (1 - sigma) * spread**2 / variance * (x - (1 - sigma) * mean)
+
+    def width(sigma):
+        return math.sqrt((1 - sigma) ** 2 * spread**2 + sigma**2)
+
+    solver = make_solver(name, sigmas, lambda: torch.zeros(1))
+    x = torch.tensor([1.3], dtype=torch.float64)
+    truth = (1 - end) * mean + (x - (1 - start) * mean) / width(start) * width(end)
+    for i in range(steps):
+        x = solver.step(i, x, estimate(x, sigmas[i]))
+    return float((x - truth).abs())
+
+
+def order(name: str) -> float:
+    return math.log2(integrate(name, 20) / integrate(name, 40))
+
+
+def test_euler_is_first_order_and_unipc_is_better():
+    assert order("euler") == pytest.approx(1, abs=0.2)
+    assert order("unipc") > 1.8
+    assert integrate("unipc", 80) < integrate("euler", 80) / 10
+
+
+def test_unipc_first_step_is_an_euler_step():
+    sigmas = (0.9998, 0.93727, 0.83306, 0.0)
+    x, x0 = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    euler, unipc = (make_solver(name, sigmas, lambda: x) for name in ("euler", "unipc"))
+    assert torch.allclose(euler.step(0, x, x0), unipc.step(0, x, x0), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["renoise", "euler", "unipc"])
+def test_last_step_returns_the_clean_estimate(name):
+    solver = make_solver(name, (0.8, 0.4, 0.0), lambda: torch.ones(3))
+    x = solver.step(0, torch.zeros(3), torch.full((3,), 2.0))
+    assert torch.equal(solver.step(1, x, torch.full((3,), 5.0)), torch.full((3,), 5.0))
+
+
+def test_renoise_mixes_fresh_noise_at_the_next_level():
+    solver = make_solver("renoise", (1.0, 0.25, 0.0), lambda: torch.full((2,), 8.0))
+    assert torch.equal(solver.step(0, torch.zeros(2), torch.full((2,), 4.0)), torch.full((2,), 0.75 * 4 + 0.25 * 8))
+
+
+def test_unknown_solver_is_refused():
+    with pytest.raises(ValueError, match="unknown solver, but got 'magic'; allowed: renoise, euler, unipc"):
+        make_solver("magic", (1.0, 0.0), lambda: torch.zeros(1))
+
+
+def test_presets_hold_the_published_noise_levels():
+    assert PRESETS["self_forcing"].sigmas == pytest.approx((1, 0.9375, 0.83333, 0.625, 0), abs=1e-5)
+    assert PRESETS["toyworld"].sigmas == pytest.approx((1, .9545, .9, .8333, .75, .6429, .5, .3, 0), abs=1e-4)
+    assert shifted((1.0, 0.5), 1.0) == (1.0, 0.5, 0.0)
+    for preset in PRESETS.values():
+        assert preset.sink % preset.chunk == 0 and preset.window % preset.chunk == 0
+        assert preset.sigmas[-1] == 0 and all(a > b for a, b in zip(preset.sigmas, preset.sigmas[1:], strict=False))
+
+
+def test_seconds_become_whole_chunks():
+    spec = memory_spec("longlive_2", window_s=4.0, sink_s=0.0)
+    assert (spec.window_latents, spec.sink_latents) == (24, 0)
+    assert memory_spec("longlive_2", window_s=4.1).window_latents == 32
+    assert memory_spec("toyworld").capacity_latents == 9
+    with pytest.raises(ValueError, match="unknown checkpoint preset, but got 'sora'"):
+        find_preset("sora")
+
+
+def test_noise_depends_on_seed_and_absolute_chunk_alone():
+    shape = (1, 2, 3, 4, 4)
+    first, again, other = (seeded_noise(seed, shape)(7) for seed in (1, 1, 2))
+    a, b = first(), first()
+    assert torch.equal(a, again()) and torch.equal(b, again()) and not torch.equal(a, b)
+    assert not torch.equal(a, other()) and not torch.equal(a, seeded_noise(1, shape)(8)())
+
+
+def toy_loop(memory, latents, calls=None):
+    """A model whose estimate is its noise plus what it remembers: enough to see order, seeds and commits."""
+    preset = PRESETS["toyworld"]
+
+    def denoise(x, sigma, memory):
+        return 0.5 * x + sum(block.latents.mean() for block in memory.blocks)
+
+    def encode(x0, memory):
+        if calls is not None:
+            calls.append([block.start for block in memory.blocks])
+        return object()
+
+    model = ClipModel(denoise, encode, torch.device("cpu"))
+    return sample_clip(model, memory, preset, latents, seeded_noise(5, (1, 2, 3, 4, 4)))
+
+
+def test_two_short_clips_equal_one_long_one():
+    from pack.nodes.memory.state import empty_memory
+
+    memory = empty_memory(memory_spec("toyworld"))
+    long, _ = toy_loop(memory, 12)
+    first, between = toy_loop(memory, 6)
+    second, _ = toy_loop(between, 6)
+    assert torch.equal(torch.cat((first, second), 2), long)
+    branch, _ = toy_loop(between, 6)
+    assert torch.equal(branch, second)  # the same value in, the same clip out
+
+
+def test_missing_caches_are_rebuilt_in_order():
+    from dataclasses import replace
+
+    from pack.nodes.memory.state import empty_memory
+
+    _, memory = toy_loop(empty_memory(memory_spec("toyworld")), 9)
+    bare = replace(memory, blocks=tuple(replace(block, kv=None) for block in memory.blocks))
+    calls = []
+    toy_loop(bare, 3, calls)
+    assert calls == [[], [0], [0, 3], [0, 3, 6]]  # three rebuilt, then the new chunk
+
+
+def test_cancel_stops_within_a_step():
+    from pack.nodes.common.progress import Progress
+    from pack.nodes.memory.state import empty_memory
+
+    class Cancelled(Exception):
+        pass
+
+    seen = []
+
+    def check():
+        if len(seen) == 3:
+            raise Cancelled
+
+    model = ClipModel(lambda x, s, m: seen.append(s) or x, lambda x, m: object(), torch.device("cpu"))
+    with pytest.raises(Cancelled):
+        sample_clip(model, empty_memory(memory_spec("toyworld")), PRESETS["toyworld"], 6,
+                    seeded_noise(0, (1, 1, 3, 2, 2)), Progress(check_cancel=check))
+    assert len(seen) == 3
