@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from ..common.types import PromptTimeline, RenderPlan, VideoMemory
+from ..common.types import MemorySpec, PromptTimeline, RenderPlan, VideoMemory
 
 Link = list  # [node id, output slot]
 AddNode = Callable[..., Callable[[int], Link]]  # (class_type, id, **inputs) -> output(slot)
@@ -108,12 +108,17 @@ def _sample(add: AddNode, i: int, sources: Sources, timeline: PromptTimeline, te
 
 def _plan_facts(plan: RenderPlan) -> dict:
     """What of a plan changes the pixels: not the predicted peaks or the sentences."""
-    return {"width": plan.width, "height": plan.height, "clip_latents": plan.clip_latents, "spec": asdict(plan.spec),
-            "decode_tile_px": plan.decode_tile_px}
+    return {"width": plan.width, "height": plan.height, "clip_latents": plan.clip_latents,
+            "spec": _spec_facts(plan.spec), "decode_tile_px": plan.decode_tile_px}
+
+
+def _spec_facts(spec: MemorySpec) -> dict:
+    """Where K/V rest changes no bit of the film."""
+    return {name: value for name, value in asdict(spec).items() if name != "placement"}
 
 
 def _memory_digest(memory: VideoMemory) -> str:
-    digest = hashlib.sha256(json.dumps([asdict(memory.spec), memory.latents_done, memory.origin]).encode())
+    digest = hashlib.sha256(json.dumps([_spec_facts(memory.spec), memory.latents_done, memory.origin]).encode())
     for block in memory.blocks:
         digest.update(f"{block.start}".encode())
         digest.update(block.latents.contiguous().numpy().tobytes())

@@ -43,8 +43,8 @@ class ClipSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, memory: VideoMemory, positive: list, seed: int, width: int, height: int,
-                clip_seconds: float, plan: RenderPlan | None = None) -> io.NodeOutput:
+    def execute(cls, model, memory: VideoMemory, positive: list, seed: int, width: int = 0, height: int = 0,
+                clip_seconds: float = 0.0, plan: RenderPlan | None = None) -> io.NodeOutput:
         facts = model_facts(model)
         if plan is not None:
             width, height = plan.width, plan.height

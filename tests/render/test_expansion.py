@@ -1,0 +1,89 @@
+"""What Render Short expands into, and when a finished clip counts as the same clip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pack.nodes.common.types import PhaseCost, PromptTimeline, RenderPlan, Scene
+from pack.nodes.memory.state import commit, empty_memory
+from pack.nodes.render.expansion import Film, Sources, count_reused, expand, fingerprints, status
+from pack.nodes.sampling.presets import memory_spec
+
+SPEC = memory_spec("toyworld")
+PLAN = RenderPlan(128, 80, 6, SPEC, 0, 4, 2**33, (PhaseCost("sampling", 1000),), ("It fits.",))
+FILM = Film("model", "clip", "vae", empty_memory(SPEC), PLAN, 3, True)
+TEXTS = tuple(f"scene {i}" for i in range(4))
+TIMELINE = PromptTimeline("a red star hero", "the hero", (Scene(0, 12, "x"),), 8.0, 3.0, TEXTS)
+SOURCES = Sources(["1", 0], ["2", 0], ["3", 0], ["4", 1], ["4", 0], 3, "run", True)
+
+
+def build(is_sampled=lambda i: False, sources=SOURCES, prints=("a", "b", "c", "d")):
+    graph = {}
+
+    def add(kind, id, **inputs):
+        graph[id] = (kind, inputs)
+        return lambda slot: [id, slot]
+
+    return graph, expand(add, sources, TIMELINE, prints, is_sampled)
+
+
+def test_every_clip_hands_its_memory_and_its_files_on():
+    graph, (clips, memory) = build()
+    assert graph["clip00_sample"][1]["memory"] == ["4", 1]
+    for i in range(1, 4):
+        assert graph[f"clip{i:02}_sample"][1]["memory"] == [f"clip{i - 1:02}_sample", 1]
+        assert graph[f"clip{i:02}_save"][1]["clips"] == [f"clip{i - 1:02}_save", 0]
+    assert "clips" not in graph["clip00_save"][1]
+    assert (clips, memory) == (["clip03_save", 0], ["clip03_sample", 1])
+
+
+def test_a_clip_knows_only_its_own_text():
+    """Otherwise a new text for clip 3 would change the cache keys of all the others."""
+    graph, _ = build()
+    for i in range(4):
+        alone = graph[f"clip{i:02}_prompt"][1]["timeline"]
+        assert alone.clip_texts == (TEXTS[i],) and not (alone.identity or alone.hero or alone.scenes)
+
+
+def test_finished_clips_are_loaded_up_to_the_first_gap():
+    graph, _ = build(is_sampled=lambda i: i in (0, 1, 3))
+    kinds = [graph[f"clip{i:02}_load"][0] if f"clip{i:02}_load" in graph else "sampled" for i in range(4)]
+    assert kinds == ["VideoMemoryLoadClip"] * 2 + ["sampled"] * 2
+    assert [graph[f"clip{i:02}_load"][1]["with_memory"] for i in range(2)] == [False, True]
+    assert graph["clip02_sample"][1]["memory"] == ["clip01_load", 1]
+    assert count_reused(lambda i: i in (0, 1, 3), 4) == 2
+    assert status(4, 2).startswith("2 of 4 clips were in the run folder already")
+    assert status(4, 0) == "4 of 4 clips to make."
+
+
+def test_without_carried_memory_every_clip_forgets_first():
+    graph, _ = build(sources=replace(SOURCES, carry_memory=False))
+    assert "clip00_forget" not in graph
+    assert graph["clip02_forget"][1]["memory"] == ["clip01_sample", 1]
+    assert graph["clip02_sample"][1]["memory"] == ["clip02_forget", 0]
+
+
+def test_a_new_text_changes_the_prints_from_that_clip_on():
+    before, after = fingerprints(FILM, TEXTS), fingerprints(FILM, (*TEXTS[:2], "another", TEXTS[3]))
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, False]
+    assert len(set(before)) == 4
+
+
+@pytest.mark.parametrize("change", [
+    {"model_key": "lora"}, {"clip_key": "x"}, {"vae_key": "x"}, {"seed": 4}, {"carry_memory": False},
+    {"plan": replace(PLAN, width=256)}, {"plan": replace(PLAN, clip_latents=9)},
+    {"plan": replace(PLAN, decode_tile_px=64)}, {"plan": replace(PLAN, spec=replace(SPEC, precision="int8"))},
+    {"memory": commit(empty_memory(SPEC), torch.ones(16, 3, 10, 16), None)},
+])
+def test_whatever_changes_the_film_changes_every_print(change):
+    before, after = fingerprints(FILM, TEXTS), fingerprints(replace(FILM, **change), TEXTS)
+    assert not set(before) & set(after)
+
+
+def test_another_card_with_the_same_plan_keeps_the_clips():
+    """Predicted peaks and sentences differ from card to card; the pixels do not."""
+    elsewhere = replace(PLAN, phases=(), decisions=("Plenty of room.",), budget_bytes=2**35, interpolation_batch=8,
+                        spec=replace(SPEC, placement="ram"))
+    assert fingerprints(replace(FILM, plan=elsewhere), TEXTS) == fingerprints(FILM, TEXTS)
