@@ -1,0 +1,235 @@
+"""What a checkpoint file is: its tensors (from the safetensors header alone), its family, and what NF4 may touch.
+
+A family is recognised by tensor names, never by the file's name. Its `keep` list says which weights stay in high
+precision whatever their size, because every token passes through them once and errors there never average out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..common.errors import message
+from . import nf4
+
+MIN_BYTES = 1 << 20  # smaller weights stay: together they are a percent of a real model
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U8": torch.uint8, "I8": torch.int8,
+          "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of checkpoint.
+
+    markers: the names that prove it. keep: (part of a name, reason) for weights that are never quantised. ignore:
+    beginnings of names that ComfyUI's model class has no place for.
+    """
+
+    title: str
+    markers: tuple[str, ...]
+    keep: tuple[tuple[str, str], ...]
+    ignore: tuple[str, ...] = ()
+
+
+WAN = Family(
+    "Wan diffusion model", ("head.modulation", "patch_embedding.weight", "blocks.0.self_attn.q.weight"),
+    (("embedding", "embedding"), ("img_emb", "embedding"), ("time_projection", "time modulation"),
+     ("head.", "output head")))
+UMT5 = Family(
+    "UMT5 text encoder",
+    ("shared.weight", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+    (("shared", "embedding"), ("relative_attention_bias", "position bias")),
+    ignore=("encoder.embed_tokens.", "decoder.", "lm_head."))
+DIFFUSION_MODELS = (WAN,)
+TEXT_ENCODERS = (UMT5,)
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One tensor of a file: its key there, dtype, shape (of the weight it stands for, where it is packed) and bytes."""
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A recognised file. tensors: by name without the file's prefix."""
+
+    path: Path
+    family: Family
+    tensors: dict[str, TensorHeader]
+    metadata: dict[str, str]
+
+    @property
+    def bytes(self) -> int:
+        return sum(header.bytes for header in self.tensors.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The float dtype that holds most bytes: what the model was saved in."""
+        bytes_by_dtype: Counter[torch.dtype] = Counter()
+        for name, header in self.tensors.items():
+            if header.dtype in nf4.SOURCE_DTYPES and not _belongs_to_stored(name, self.tensors):
+                bytes_by_dtype[header.dtype] += header.bytes
+        return bytes_by_dtype.most_common(1)[0][0] if bytes_by_dtype else torch.bfloat16
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What happens to each tensor: weights to quantise, weights that are NF4 already, and the rest with the reason."""
+
+    quantize: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
+    keep: dict[str, str] = field(default_factory=dict)
+
+
+def read_checkpoint(path: str | Path, families: tuple[Family, ...]) -> Checkpoint:
+    """Read the header of a safetensors file and recognise it; raises ValueError for anything else."""
+    headers, metadata = read_header(path)
+    for family in families:
+        for prefix in PREFIXES:
+            if all(prefix + marker in headers for marker in family.markers):
+                named = {key.removeprefix(prefix): header for key, header in headers.items() if key.startswith(prefix)}
+                tensors = {name: header for name, header in named.items() if not name.startswith(family.ignore)}
+                return Checkpoint(Path(path), family, tensors, metadata)
+    looked_for = "; ".join(f"{family.title} ({', '.join(family.markers)})" for family in families)
+    raise ValueError(message(
+        f"'{Path(path).name}' must be a checkpoint that this node knows",
+        f"a file with {len(headers)} tensors, the first named {next(iter(headers), None)!r}",
+        f"{looked_for}, with or without one of the prefixes {', '.join(filter(None, PREFIXES))}",
+        "Choose another file, or set weights to 'original' to load it as ComfyUI would."))
+
+
+def read_header(path: str | Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
+    """Names, dtypes and shapes of a safetensors file, and its metadata; reads no weights."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            headers = {key: _tensor_header(key, entry) for key, entry in slices.items()}
+            for key in [key for key in headers if nf4.is_stored(headers, key)]:
+                shape = nf4.read_state(file.get_tensor(key + nf4.STATE_SUFFIX))["shape"]
+                headers[key] = TensorHeader(key, torch.uint8, tuple(shape), headers[key].bytes)
+            return headers, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(message(
+            "NF4 loading needs a safetensors file", f"'{Path(path).name}' ({error})", "*.safetensors, fully downloaded",
+            "Download it again, or set weights to 'original' for .pt and .ckpt files.")) from error
+
+
+def plan_layers(checkpoint: Checkpoint, min_bytes: int = MIN_BYTES) -> LayerPlan:
+    """Decide for every tensor whether it becomes NF4; raises ValueError for 8-bit and fp4 sources.
+
+    min_bytes: weights that take fewer bytes in the file stay as they are.
+    """
+    quantize, stored, keep = [], [], {}
+    for name, header in checkpoint.tensors.items():
+        if nf4.is_stored(checkpoint.tensors, name):
+            stored.append(name)
+        elif not _belongs_to_stored(name, checkpoint.tensors):
+            _refuse_foreign(name, header, checkpoint)
+            reason = _reason_to_keep(name, header, checkpoint.family, min_bytes)
+            if reason is None:
+                quantize.append(name)
+            else:
+                keep[name] = reason
+    return LayerPlan(tuple(quantize), tuple(stored), keep)
+
+
+def umt5_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """ComfyUI's T5 configuration, derived from the tensors, so that reduced encoders load too.
+
+    Raises ValueError for a T5 that is not a gated UMT5, or that carries no tokenizer.
+    """
+    tensors = checkpoint.tensors
+    layers = len({name.split(".")[2] for name in tensors if name.startswith("encoder.block.")})
+    first = "encoder.block.0.layer.0.SelfAttention."
+    gated = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
+    biased = sum(name.endswith("relative_attention_bias.weight") for name in tensors)
+    if gated not in tensors or biased != layers or "spiece_model" not in tensors:
+        raise ValueError(message(
+            f"'{checkpoint.path.name}' must be a UMT5 text encoder with its tokenizer",
+            f"a T5 with {biased} position biases in {layers} layers, "
+            f"{'gated' if gated in tensors else 'no gated'} feed-forward, "
+            f"{'a' if 'spiece_model' in tensors else 'no'} tokenizer (spiece_model)",
+            "UMT5 as repackaged for ComfyUI, e.g. umt5_xxl_fp16.safetensors",
+            "Choose a UMT5 file: T5-XXL (for Flux and others) does not fit Wan."))
+    vocabulary, width = tensors["shared.weight"].shape
+    heads = tensors[first + "relative_attention_bias.weight"].shape[1]
+    return {
+        "num_layers": layers, "d_model": width, "num_heads": heads,
+        "d_kv": tensors[first + "q.weight"].shape[0] // heads, "d_ff": tensors[gated].shape[0],
+        "vocab_size": vocabulary, "model_type": "umt5", "dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True}
+
+
+def describe_load(checkpoint: Checkpoint, plan: LayerPlan, loaded_bytes: int) -> str:
+    """The node's report: what became NF4, what stayed and why, and the sizes before and after."""
+    nf4_names = plan.quantize + plan.stored
+    before = sum(checkpoint.tensors[name].bytes for name in plan.quantize)
+    after = sum(nf4.nf4_bytes(*checkpoint.tensors[name].shape) for name in plan.quantize)
+    lines = [f"{checkpoint.path.name}: {checkpoint.family.title}, {_megabytes(checkpoint.bytes)} in the file, "
+             f"{_megabytes(loaded_bytes)} loaded"]
+    if plan.quantize:
+        lines.append(f"NF4: {len(plan.quantize)} weights, {_megabytes(before)} -> {_megabytes(after)}")
+    if plan.stored:
+        lines.append(f"NF4 already in the file: {len(plan.stored)} weights")
+    if not nf4_names:
+        lines.append("NF4: no weight, the model stays in high precision")
+    for reason, count in Counter(plan.keep.values()).most_common():
+        size = sum(checkpoint.tensors[name].bytes for name, why in plan.keep.items() if why == reason)
+        lines.append(f"as stored: {count} x {reason}, {_megabytes(size)}")
+    return "\n".join(lines)
+
+
+def describe_original(path: Path, loaded_bytes: int) -> str:
+    """The node's report for a file that ComfyUI loaded by itself."""
+    return (f"{path.name}: loaded as it is through ComfyUI, {_megabytes(path.stat().st_size)} in the file, "
+            f"{_megabytes(loaded_bytes)} loaded")
+
+
+def _tensor_header(key: str, entry: Any) -> TensorHeader:
+    dtype, shape = DTYPES.get(entry.get_dtype(), torch.uint8), tuple(entry.get_shape())
+    return TensorHeader(key, dtype, shape, torch.Size(shape).numel() * dtype.itemsize)
+
+
+def _belongs_to_stored(name: str, tensors: Mapping[str, TensorHeader]) -> bool:
+    weight, found, _ = name.rpartition(".weight.")
+    return bool(found) and nf4.is_stored(tensors, weight + ".weight")
+
+
+def _refuse_foreign(name: str, header: TensorHeader, checkpoint: Checkpoint) -> None:
+    if header.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) or name.endswith(nf4.FOREIGN_SUFFIX):
+        raise ValueError(message(
+            f"NF4 needs '{checkpoint.path.name}' in 16 or 32 bits",
+            f"{name} in {'fp4' if name.endswith(nf4.FOREIGN_SUFFIX) else str(header.dtype).removeprefix('torch.')}",
+            "fp32, fp16, bf16, or bitsandbytes NF4",
+            "Take the fp16 or bf16 file, or set weights to 'original'."))
+
+
+def _reason_to_keep(name: str, header: TensorHeader, family: Family, min_bytes: int) -> str | None:
+    if header.dtype not in nf4.SOURCE_DTYPES:
+        return "data"
+    for part, reason in family.keep:
+        if part in name:
+            return reason
+    if not name.endswith(".weight") or len(header.shape) != 2:
+        return "norm, bias or modulation"
+    if header.shape[1] % 2:
+        return "odd number of columns"
+    if header.bytes < min_bytes:
+        return f"smaller than {_megabytes(min_bytes)}"
+    return None
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
