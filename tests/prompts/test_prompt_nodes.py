@@ -1,0 +1,56 @@
+"""The prompt nodes inside ComfyUI: schema, refusal before anything runs, and the encoded clip."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.comfy
+
+VALUES = {"identity": "a red star hero with a blue hat", "hero": "the hero", "scenes": "0: {hero} spins in the cave",
+          "reanchor_seconds": 8.0, "clip_seconds": 3.0, "film_seconds": 30.0}
+
+
+@pytest.fixture(scope="module")
+def prompt_nodes():
+    from pack.nodes.prompts import nodes
+
+    return nodes
+
+
+def test_schemas_are_complete(prompt_nodes):
+    for node in prompt_nodes.NODES:
+        node.GET_SCHEMA()
+        schema = node.define_schema()
+        assert all(slot.tooltip for slot in (*schema.inputs, *schema.outputs))
+        assert not {slot.id for slot in schema.inputs} & {slot.id for slot in schema.outputs}
+
+
+def test_defaults_are_valid_when_nothing_is_changed(prompt_nodes):
+    node = prompt_nodes.PromptSchedule
+    defaults = {slot.id: slot.default for slot in node.define_schema().inputs}
+    assert node.validate_inputs(**defaults) is True
+    timeline, count, preview = node.execute(**defaults).result
+    assert count == timeline.clip_count == 8
+    assert "Clip   8  28-32 s" in preview
+
+
+@pytest.mark.parametrize(("name", "value", "part"), [
+    ("scenes", "3: {hero} spins", "line 1"), ("identity", "", "needs the identity"),
+    ("clip_seconds", 0.0, "more than 0"),
+])
+def test_bad_texts_are_refused_before_anything_is_loaded(prompt_nodes, name, value, part):
+    assert part in prompt_nodes.PromptSchedule.validate_inputs(**{**VALUES, name: value})
+
+
+def test_linked_inputs_are_left_to_the_run_when_validating(prompt_nodes):
+    node = prompt_nodes.PromptSchedule
+    assert node.validate_inputs(**{**VALUES, "identity": None, "film_seconds": None}) is True
+    assert "line 1" in node.validate_inputs(**{**VALUES, "identity": None, "scenes": "he walks"})
+
+
+def test_prompt_for_clip_refuses_an_index_outside_the_film(prompt_nodes):
+    timeline = prompt_nodes.PromptSchedule.execute(**VALUES).result[0]
+    with pytest.raises(ValueError, match=r"no such clip, but got 10; allowed: 0 to 9"):
+        prompt_nodes.PromptForClip.execute(None, timeline, 10)
+    with pytest.raises(ValueError, match="needs a text encoder"):
+        prompt_nodes.PromptForClip.execute(None, timeline, 9)
