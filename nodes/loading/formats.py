@@ -218,7 +218,7 @@ def _refuse_foreign(name: str, header: TensorHeader, checkpoint: Checkpoint) -> 
 
 def _reason_to_keep(name: str, header: TensorHeader, family: Family, min_bytes: int) -> str | None:
     if header.dtype not in nf4.SOURCE_DTYPES:
-        return "data"
+        return "tokenizer or other data"
     for part, reason in family.keep:
         if part in name:
             return reason

@@ -1,0 +1,111 @@
+"""Load Diffusion Model (NF4) and Load Text Encoder (NF4)."""
+
+from __future__ import annotations
+
+import os
+
+import folder_paths
+
+from ..common.compat import field, io, node_progress, schema
+from ..common.errors import message
+from .bridge import WEIGHTS, load_diffusion_model, load_text_encoder
+
+WEIGHTS_TOOLTIP = ("nf4 = large matrices in 4 bits (about a quarter of the VRAM; LoRAs still work), quantised while "
+                   "the file is read, or taken as they are from a bitsandbytes file. original = as ComfyUI loads it.")
+
+
+class LoadDiffusionModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "loading",
+            node_id="VideoMemoryLoadDiffusionModel",
+            display_name="Load Diffusion Model (NF4)",
+            description="Loads a Wan diffusion model in 4 bits, so that it fits a small card, or in its original form.",
+            search_aliases=["UNETLoader", "bitsandbytes", "4-bit", "quantize", "bnb"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                field(io.Combo, "model_name", display_name="model",
+                      options=folder_paths.get_filename_list("diffusion_models"),
+                      tooltip="A file in models/diffusion_models. nf4 needs safetensors in fp32, fp16 or bf16."),
+                field(io.Combo, "weights", options=list(WEIGHTS), default="nf4", tooltip=WEIGHTS_TOOLTIP),
+            ],
+            outputs=[
+                io.Model.Output(id="model", display_name="MODEL", tooltip="Works with every node that takes a MODEL."),
+                io.String.Output(id="report", display_name="report",
+                                 tooltip="How many weights became NF4, what stayed and why, sizes before and after."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str, weights: str) -> bool | str:
+        return _check("Load Diffusion Model (NF4)", "diffusion_models", model_name, weights)
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str, weights: str) -> tuple:
+        return _fingerprint("diffusion_models", model_name)
+
+    @classmethod
+    def execute(cls, model_name: str, weights: str) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
+        progress = node_progress(1, cls.hidden.unique_id)
+        return io.NodeOutput(*load_diffusion_model(path, weights, progress=progress))
+
+
+class LoadTextEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "loading",
+            node_id="VideoMemoryLoadTextEncoder",
+            display_name="Load Text Encoder (NF4)",
+            description="Loads the UMT5 text encoder of Wan models in 4 bits or as it is; reduced encoders too.",
+            search_aliases=["CLIPLoader", "umt5", "bitsandbytes", "4-bit", "bnb"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                field(io.Combo, "text_encoder_name", display_name="text encoder",
+                      options=folder_paths.get_filename_list("text_encoders"),
+                      tooltip="A UMT5 file in models/text_encoders, with its tokenizer inside (as repackaged for "
+                              "ComfyUI)."),
+                field(io.Combo, "weights", options=list(WEIGHTS), default="nf4", tooltip=WEIGHTS_TOOLTIP),
+            ],
+            outputs=[
+                io.Clip.Output(id="clip", display_name="CLIP", tooltip="Works with every node that takes a CLIP."),
+                io.String.Output(id="report", display_name="report",
+                                 tooltip="How many weights became NF4, what stayed and why, sizes before and after."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, text_encoder_name: str, weights: str) -> bool | str:
+        return _check("Load Text Encoder (NF4)", "text_encoders", text_encoder_name, weights)
+
+    @classmethod
+    def fingerprint_inputs(cls, text_encoder_name: str, weights: str) -> tuple:
+        return _fingerprint("text_encoders", text_encoder_name)
+
+    @classmethod
+    def execute(cls, text_encoder_name: str, weights: str) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("text_encoders", text_encoder_name)
+        progress = node_progress(1, cls.hidden.unique_id)
+        embeddings = folder_paths.get_folder_paths("embeddings")
+        return io.NodeOutput(*load_text_encoder(path, weights, progress=progress, embeddings=embeddings))
+
+
+def _check(node: str, folder: str, name: str, weights: str) -> bool | str:
+    names = folder_paths.get_filename_list(folder)
+    if name not in names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        return message(f"{node} needs a file of models/{folder}", name, shown or "nothing: the folder is empty",
+                       "Put the file there and press R, or choose another one.")
+    if weights not in WEIGHTS:
+        return message(f"{node} needs a kind of weights", weights, ", ".join(WEIGHTS), "Choose one of these.")
+    return True
+
+
+def _fingerprint(folder: str, name: str) -> tuple:
+    facts = os.stat(folder_paths.get_full_path_or_raise(folder, name))
+    return name, facts.st_mtime_ns, facts.st_size
+
+
+NODES = [LoadDiffusionModel, LoadTextEncoder]
