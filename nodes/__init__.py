@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from .interpolation import nodes as interpolation
 from .loading import nodes as loading
 from .memory import nodes as memory
 from .prompts import nodes as prompts
 from .sampling import nodes as sampling
+from .video import nodes as video
 
-NODE_CLASSES: list = [*loading.NODES, *memory.NODES, *sampling.NODES, *prompts.NODES]
+NODE_CLASSES: list = [
+    *loading.NODES,
+    *memory.NODES,
+    *sampling.NODES,
+    *prompts.NODES,
+    *interpolation.NODES,
+    *video.NODES,
+]

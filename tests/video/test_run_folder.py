@@ -1,0 +1,214 @@
+"""The run folder: what survives a kill between any two steps, what is refused, what replaces what."""
+
+from __future__ import annotations
+
+import json
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from pack.nodes.video import run_folder
+from pack.nodes.video.encode import VideoFacts
+from pack.nodes.video.run_folder import MANIFEST, RunFolder, run_path
+
+FACTS = VideoFacts(24, Fraction(8), 128, 80)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the code under test may catch it and carry on."""
+
+
+def writer(text: str, facts: VideoFacts | None = None):
+    def write(path: Path) -> VideoFacts | None:
+        path.write_text(text)
+        return facts
+
+    return write
+
+
+def save(run: RunFolder, index: int, fingerprint: str, content: str | None = None):
+    content = content or fingerprint
+    take = run.begin(index, fingerprint, f"digest of {content}", "vae")
+    for kind in ("latents", "memory"):
+        if kind not in take.files:
+            take = run.put(take, kind, writer(f"{kind} of {content}"))
+    if take.status != "done":
+        take = run.put(take, "video", writer(f"video of {content}", FACTS))
+        run.finish(take)
+    return take
+
+
+def test_finished_clip_is_found_with_its_facts(tmp_path):
+    run = RunFolder(tmp_path / "film")
+    save(run, 0, "a")
+    record = run.finished(0, "a", check_sha256=True)
+    assert (record.index, record.frames, record.fps, record.width, record.height) == (0, 24, 8.0, 128, 80)
+    assert (record.latents_file, record.video_file) == ("clip_000.latents.safetensors", "clip_000.mkv")
+    assert (Path(record.folder) / record.video_file).read_text() == "video of a"
+    assert run.finished(0, "b") is None and run.finished(1, "a") is None
+    assert sorted(os.listdir(run.path)) == [
+        "clip_000.latents.safetensors", "clip_000.memory.safetensors", "clip_000.mkv", MANIFEST]
+
+
+def test_manifest_tells_a_person_what_there_is(tmp_path):
+    run = RunFolder(tmp_path / "film")
+    take = run.begin(3, "print", "digest", "vae", {"prompt": "der Held läuft"})
+    run.put(take, "latents", writer("x"))
+    text = (run.path / MANIFEST).read_text(encoding="utf-8")
+    clip = json.loads(text)["clips"][0]
+    assert "der Held läuft" in text
+    assert (clip["index"], clip["status"], clip["fingerprint"]) == (3, "latents", "print")
+    assert clip["files"]["latents"]["bytes"] == 1 and len(clip["files"]["latents"]["sha256"]) == 64
+
+
+def test_status_follows_the_order_of_the_save(tmp_path):
+    run = RunFolder(tmp_path)
+    take = run.begin(0, "a", "d")
+    seen = [run.takes()[0].status]
+    for kind, facts in (("latents", None), ("memory", None), ("video", FACTS)):
+        take = run.put(take, kind, writer("x", facts))
+        seen.append(run.takes()[0].status)
+    run.finish(take)
+    assert [*seen, run.takes()[0].status] == ["started", "latents", "memory", "memory", "done"]
+    assert run.is_sampled(0, "a")
+
+
+def count_replaces(monkeypatch, action) -> int:
+    calls, real = [], os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.os, "replace", lambda a, b: (calls.append(b), real(a, b)))
+        action()
+    return len(calls)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_kill_between_any_two_steps_costs_only_the_clip_in_flight(tmp_path, monkeypatch, after):
+    steps = count_replaces(monkeypatch, lambda: save(RunFolder(tmp_path / "count"), 1, "b"))
+    assert steps == 8  # begin, three files with a manifest each, finish
+    real = os.replace
+    for deadly in range(steps):
+        run = RunFolder(tmp_path / f"kill_{deadly}")
+        save(run, 0, "a")
+        calls = []
+
+        def replace(source, target, deadly=deadly, calls=calls):
+            calls.append(target)
+            if len(calls) - 1 == deadly and not after:
+                raise Killed
+            real(source, target)
+            if len(calls) - 1 == deadly:
+                raise Killed
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(run_folder.os, "replace", replace)
+            save(run, 1, "b")
+        again = RunFolder(run.path)
+        assert again.finished(0, "a", check_sha256=True)
+        for take in again.takes():
+            assert all((run.path / stored.name).stat().st_size == stored.bytes for stored in take.files.values())
+        save(again, 1, "b")
+        assert again.finished(1, "b", check_sha256=True)
+        assert not list(run.path.glob("*.tmp"))
+
+
+def test_reroll_keeps_the_old_take_until_the_new_one_is_done(tmp_path):
+    run = RunFolder(tmp_path)
+    save(run, 0, "old")
+    take = run.begin(0, "new", "digest of new", "vae")
+    take = run.put(take, "latents", writer("latents of new"))
+    assert run.finished(0, "old", check_sha256=True) and run.finished(0, "new") is None
+    assert run.newest(0).fingerprint == "new"
+    take = run.put(take, "video", writer("video of new", FACTS))
+    assert run.finished(0, "old", check_sha256=True)
+    run.finish(take)
+    assert run.finished(0, "old") is None and run.finished(0, "new").video_file == "clip_000.take2.mkv"
+    assert sorted(os.listdir(tmp_path)) == ["clip_000.take2.latents.safetensors", "clip_000.take2.mkv", MANIFEST]
+
+
+def test_abandoned_reroll_is_given_up_when_another_starts(tmp_path):
+    run = RunFolder(tmp_path)
+    save(run, 0, "old")
+    run.put(run.begin(0, "half", "half", "vae"), "latents", writer("half"))
+    save(run, 0, "third")
+    assert [take.fingerprint for take in run.takes()] == ["third"]
+    assert not list(tmp_path.glob("clip_000.take2*"))
+
+
+def test_cancelled_write_leaves_no_half_file_and_resumes(tmp_path):
+    run = RunFolder(tmp_path)
+    take = run.put(run.begin(0, "a", "d", "v"), "latents", writer("latents"))
+
+    def cancelled(path: Path) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.put(take, "video", cancelled)
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob("*.mkv"))
+    again = run.begin(0, "a", "d", "v")
+    assert again.take == 1 and set(again.files) == {"latents"}
+
+
+def test_same_latents_under_another_fingerprint_are_kept(tmp_path):
+    run = RunFolder(tmp_path)
+    save(run, 0, "a", content="same")
+    take = run.begin(0, "b", "digest of same", "vae")
+    assert take.status == "done" and run.finished(0, "b") and run.finished(0, "a") is None
+
+
+def test_lost_or_cut_file_makes_the_clip_unfinished(tmp_path):
+    run = RunFolder(tmp_path)
+    save(run, 0, "a")
+    video = tmp_path / "clip_000.mkv"
+    video.write_text("Video of a")
+    assert run.finished(0, "a") and run.finished(0, "a", check_sha256=True) is None
+    video.write_text("cut")
+    assert run.finished(0, "a") is None
+    assert run.begin(0, "a", "digest of a", "vae").files == {}
+
+
+def test_invalidate_forgets_from_a_clip_on(tmp_path):
+    run = RunFolder(tmp_path)
+    for index in range(4):
+        save(run, index, f"f{index}")
+    run.invalidate_from(2)
+    assert [take.index for take in run.takes()] == [0, 1]
+    assert sorted({path.name[:8] for path in tmp_path.glob("clip*")}) == ["clip_000", "clip_001"]
+
+
+@pytest.mark.parametrize("text", [
+    "not json", "[]", '{"format": "other", "version": 1, "clips": []}', '{"clips": []}',
+    '{"format": "videomemory-run", "version": 99, "clips": []}',
+    '{"format": "videomemory-run", "version": 1, "clips": [{"index": 0}]}',
+    '{"format": "videomemory-run", "version": 1, "clips": [{"index": 0, "take": 1, "status": "done", "fingerprint": "",'
+    ' "digest": "", "created": "", "text": {}, "files": {"video": {"name": "../x", "bytes": 1, "sha256": ""}}}]}',
+])
+def test_foreign_manifest_is_refused_and_untouched(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    run = RunFolder(tmp_path)
+    for act in (run.takes, lambda: save(run, 0, "a"), lambda: run.finished(0, "a"), lambda: run.invalidate_from(0)):
+        with pytest.raises(ValueError, match=r"needs a manifest of this pack, but got .* Nothing in the folder was"):
+            act()
+    assert (tmp_path / MANIFEST).read_text() == text and os.listdir(tmp_path) == [MANIFEST]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "/abs", "C:\\x", "", "  ", "..", ".", "CON", "con.txt", "LPT1",
+                                  "nul ", "x" * 81])
+def test_dangerous_run_names_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="A run needs a name for its folder, but got"):
+        run_path(tmp_path, name)
+
+
+@pytest.mark.parametrize(("name", "folder"), [
+    ("my_short", "my_short"), (" Held 1 ", "Held 1"), ('a:b*c?"<>|', "a_b_c_____"), ("dots...", "dots"),
+    ("console", "console"), ("Größe", "Größe"), ("v1.2", "v1.2"), ("tab\tname", "tab_name")])
+def test_other_names_become_plain_folders(tmp_path, name, folder):
+    assert run_path(tmp_path, name) == tmp_path / folder
+
+
+def test_missing_kind_of_file_is_named(tmp_path):
+    run = RunFolder(tmp_path)
+    take = run.put(run.begin(2, "a", "d"), "latents", writer("x"))
+    with pytest.raises(ValueError, match="Clip 2 .* was asked for its memory, but got a clip that has only latents"):
+        run.file(take, "memory")

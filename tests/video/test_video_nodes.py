@@ -1,0 +1,192 @@
+"""Save Clip, Load Clip and Assemble Short in process, with the demo checkpoint's VAE and real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pack.nodes.common.types import MemorySpec, RenderPlan
+
+pytestmark = pytest.mark.comfy
+
+SPEC = MemorySpec("toyworld", 8.0, 3, 3, 6)
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch) -> Path:
+    pytest.importorskip("comfy.ops")
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def nodes(output):
+    from pack.nodes.video import nodes
+
+    return nodes
+
+
+@pytest.fixture(scope="module")
+def film(toyworld) -> torch.Tensor:
+    pytest.importorskip("comfy.ops")
+    from comfy.latent_formats import Wan21
+    from safetensors.torch import load_file
+
+    return Wan21().process_out(load_file(toyworld / "reference_rollout.safetensors")["latents_euler8"][None])
+
+
+def clip_latent(film: torch.Tensor, start: int, stop: int) -> dict:
+    latent = {"samples": film[:, :, start:stop], "first_latent": start}
+    return {**latent, "context_samples": film[:, :, max(0, start - 8) : start]} if start else latent
+
+
+def a_plan(tile_px: int = 0) -> RenderPlan:
+    return RenderPlan(128, 80, 2, SPEC, tile_px, 1, 0, (), ())
+
+
+def a_memory():
+    from pack.nodes.memory.state import empty_memory
+
+    return empty_memory(SPEC)
+
+
+def test_clips_become_a_film(nodes, output, comfy_vae, film):
+    from pack.nodes.interpolation.nodes import LoadRife
+    from pack.nodes.interpolation.weights import BUNDLED
+    from pack.nodes.video.encode import read_frames
+
+    clips = None
+    for start in (4, 6):
+        clips, report = nodes.SaveClip.execute(clip_latent(film, start, start + 2), comfy_vae, "film", None, a_plan(),
+                                               clips).args
+    assert [(record.index, record.frames, record.fps) for record in clips.records] == [(0, 8, 8.0), (1, 8, 8.0)]
+    assert report.startswith("Clip 1: 8 frames, 128x80 at 8 fps")
+
+    rife = LoadRife.execute(BUNDLED).args[0]
+    result = nodes.AssembleShort.execute(clips, 24.0, 2, 18, "video/short", rife)
+    video, path, report = result.args
+    assert Path(path) == output / "video" / "short_00001_.mp4" and video.get_frame_count() == 48
+    assert (video.get_dimensions(), video.get_duration(), video.get_frame_rate()) == ((256, 160), 2.0, 24)
+    assert "2 clips, 16 frames at 8 fps -> 48 frames at 24 fps, 256x160, 2.0 s" in report
+    assert result.ui.as_dict()["images"][0] == {"filename": "short_00001_.mp4", "subfolder": "video", "type": "output"}
+    assert len(list(read_frames(path))) == 48
+    assert nodes.AssembleShort.execute(clips, 0.0, 1, 18, "video/short").args[1].endswith("short_00002_.mp4")
+
+
+def test_saved_frames_are_those_of_the_film_in_one_go(nodes, output, comfy_vae, film):
+    from pack.nodes.video.encode import read_frames, to_uint8
+
+    nodes.SaveClip.execute(clip_latent(film, 6, 8), comfy_vae, "film")
+    saved = torch.stack(list(read_frames(output / "videomemory" / "film" / "clip_000.mkv")))
+    wanted = to_uint8(comfy_vae.decode(film[:, :, :8])[0])[-8:]
+    assert saved.shape == wanted.shape
+    difference = (saved.int() - wanted.int()).abs()
+    assert difference.float().mean() < 0.2 and difference.max() < 16
+
+
+def test_first_clip_without_context_has_three_frames_less(nodes, comfy_vae, film):
+    clips = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film").args[0]
+    assert (clips.records[0].frames, clips.records[0].fps) == (5, 16.0)
+
+
+def test_nothing_is_decoded_twice(nodes, output, comfy_vae, film, monkeypatch):
+    from pack.nodes.video import bridge
+
+    first = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film").args
+    video = output / "videomemory" / "film" / "clip_000.mkv"
+    made = video.stat().st_mtime_ns
+    monkeypatch.setattr(bridge, "decode_frames", None)
+    again = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film").args
+    assert again[0] == first[0] and "nothing was decoded" in again[1] and video.stat().st_mtime_ns == made
+
+
+def test_cancel_while_decoding_costs_only_the_decode(nodes, output, comfy_vae, film, monkeypatch):
+    import comfy.model_management as mm
+
+    mm.interrupt_current_processing(True)
+    with pytest.raises(mm.InterruptProcessingException):
+        nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film", a_memory())
+    run = output / "videomemory" / "film"
+    assert not list(run.glob("*.tmp")) and not list(run.glob("*.mkv"))
+    assert json.loads((run / "manifest.json").read_text())["clips"][0]["status"] == "memory"
+    latents = (run / "clip_000.latents.safetensors").stat().st_mtime_ns
+    clips = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film", a_memory()).args[0]
+    assert clips.records[0].frames == 5
+    assert (run / "clip_000.latents.safetensors").stat().st_mtime_ns == latents
+
+
+def test_other_latents_or_tiles_replace_the_clip(nodes, output, comfy_vae, film):
+    nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film", None, a_plan())
+    nodes.SaveClip.execute(clip_latent(film, 2, 4), comfy_vae, "film", None, a_plan())
+    assert (output / "videomemory" / "film" / "clip_000.take2.mkv").is_file()
+    clips, report = nodes.SaveClip.execute(clip_latent(film, 2, 4), comfy_vae, "film", None, a_plan(64)).args
+    assert clips.records[0].video_file == "clip_000.take3.mkv" and "8 frames" in report
+    assert len(list((output / "videomemory" / "film").glob("*.mkv"))) == 1
+
+
+def test_tiles_rescue_a_decode_that_does_not_fit(nodes, output, comfy_vae, film, monkeypatch):
+    import comfy.model_management as mm
+    from pack.nodes.video import bridge
+
+    def full(*_args):
+        raise mm.OOM_EXCEPTION("full")
+        yield
+
+    monkeypatch.setattr(bridge, "stream_decode", full)
+    clips, report = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film").args
+    assert clips.records[0].frames == 5 and "decoded in tiles of 384 px" in report
+
+
+def test_loaded_clip_is_the_saved_one(nodes, comfy_vae, film):
+    latent, memory = clip_latent(film, 6, 8), a_memory()
+    nodes.SaveClip.execute(latent, comfy_vae, "film", memory, fingerprint="print")
+    loaded, remembered = nodes.LoadClip.execute("film", 0, True, "print").args
+    assert (loaded["first_latent"], loaded["fps"]) == (6, 8.0) and remembered == memory
+    assert all(torch.equal(loaded[name], latent[name]) for name in ("samples", "context_samples"))
+    assert nodes.LoadClip.execute("film", 0, False).args[1] is None
+    again = nodes.SaveClip.execute(loaded, comfy_vae, "film", None, fingerprint="print").args
+    assert "nothing was decoded" in again[1]
+    assert nodes.LoadClip.fingerprint_inputs("film", 0) != nodes.LoadClip.fingerprint_inputs("film", 1)
+
+
+def test_missing_clips_and_memories_are_named(nodes, comfy_vae, film):
+    nodes.SaveClip.execute(clip_latent(film, 0, 1), comfy_vae, "film")
+    with pytest.raises(ValueError, match="the run 'film' needs a saved clip 3, but got 'none'; allowed: clip 0"):
+        nodes.LoadClip.execute("film", 3, False)
+    with pytest.raises(ValueError, match="allowed: a run in which Save Clip has saved clips"):
+        nodes.LoadClip.execute("empty", 0, False)
+    with pytest.raises(ValueError, match="asked for its memory"):
+        nodes.LoadClip.execute("film", 0, True)
+
+
+def test_image_vae_is_decoded_by_comfyui(nodes, comfy_vae, film, monkeypatch):
+    from pack.nodes.video import bridge
+
+    monkeypatch.setattr(bridge, "wan_decoder_traits", lambda module: None)
+    clips = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film").args[0]
+    assert clips.records[0].frames == 5
+    tiled = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film", None, a_plan(64)).args[0]
+    assert tiled.records[0].frames == 5
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 1, 4, 4), (1, 16, 4, 4)])
+def test_other_shapes_are_refused(nodes, comfy_vae, shape):
+    with pytest.raises(ValueError, match=r"Save Clip needs the latents of one video, \[1, C, T, h, w\], but got"):
+        nodes.SaveClip.execute({"samples": torch.zeros(shape)}, comfy_vae, "film")
+
+
+def test_run_name_is_checked_before_anything_runs(nodes):
+    for node in (nodes.SaveClip, nodes.LoadClip):
+        assert node.validate_inputs("film") is True
+        assert "A run needs a name" in node.validate_inputs("../film")
+
+
+def test_schemas_are_complete(nodes):
+    for node in nodes.NODES:
+        schema = node.GET_SCHEMA()
+        assert schema.node_id.startswith("VideoMemory") and schema.category == "VideoMemory/video"
+        assert all(socket.tooltip for socket in (*schema.inputs, *schema.outputs))
