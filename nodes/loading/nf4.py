@@ -128,7 +128,8 @@ def to_state_dict(weight: NF4Weight, name: str) -> dict[str, torch.Tensor]:
     if weight.offset is not None:
         state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32",
                   "nested_offset": weight.offset.item()}
-        tensors |= {f"{name}.nested_absmax": weight.nested_absmax, f"{name}.nested_quant_map": weight.nested_map}
+        tensors |= {f"{name}.nested_absmax": weight.nested_absmax,
+                    f"{name}.nested_quant_map": weight.nested_map.clone()}  # files may not hold shared tensors
     tensors[name + STATE_SUFFIX] = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
     return tensors
 

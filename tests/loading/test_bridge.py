@@ -1,0 +1,257 @@
+"""Quantised models inside the real ModelPatcher: same numbers as their unpacked weights, with and without LoRA."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.comfy
+CPU = torch.device("cpu")
+PROMPT = "a blue circle hero with a green hat walks right in the forest"
+
+
+@pytest.fixture(scope="module")
+def bridge() -> ModuleType:
+    pytest.importorskip("comfy.ops")
+    from pack.nodes.loading import bridge
+
+    return bridge
+
+
+@pytest.fixture(scope="module")
+def dit(toyworld: Path) -> Path:
+    return toyworld / "toyworld_dit_fp16.safetensors"
+
+
+@pytest.fixture(scope="module")
+def reference(toyworld: Path) -> dict[str, torch.Tensor]:
+    return load_file(toyworld / "reference_rollout.safetensors")
+
+
+@pytest.fixture
+def nf4_model(bridge: ModuleType, dit: Path) -> Any:
+    return bridge.load_diffusion_model(str(dit), "nf4", min_bytes=0)[0]
+
+
+@pytest.fixture
+def unpacked_model(bridge: ModuleType, dit: Path) -> Any:
+    """The toy model through core's own loader, with every weight replaced by what its NF4 form stands for."""
+    import comfy.sd
+    from pack.nodes.loading import formats, nf4
+
+    plan = formats.plan_layers(formats.read_checkpoint(dit, formats.DIFFUSION_MODELS), min_bytes=0)
+    state = {name: nf4.dequantize(nf4.quantize(weight), torch.float32) if name in plan.quantize else weight.float()
+             for name, weight in load_file(dit).items()}
+    return comfy.sd.load_diffusion_model_state_dict(state)
+
+
+def context(reference: dict[str, torch.Tensor]) -> torch.Tensor:
+    padded = torch.zeros(1, 512, 4096)  # zero padding as ComfyUI's Wan text encoder gives it
+    padded[0, :15] = reference["text_embedding_prompt0"]
+    return padded
+
+
+@torch.no_grad()
+def velocity(model: Any, reference: dict[str, torch.Tensor]) -> torch.Tensor:
+    inner = model.model.diffusion_model
+    return inner(reference["noise"][:1], torch.tensor([1000.0]), context(reference))[0]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def load_with_core(model: Any) -> Any:
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model])
+    return model
+
+
+def lora_for(model: Any, rank: int = 4, size: float = 0.02) -> dict[str, torch.Tensor]:
+    """A LoRA file's tensors for every attention query and feed-forward of the model, and one bias."""
+    generator, lora = torch.Generator().manual_seed(3), {}
+    for name, module in model.model.diffusion_model.named_modules():
+        if name.endswith(("self_attn.q", "ffn.0", "ffn.2", "time_projection.1")):
+            key = f"diffusion_model.{name}"
+            lora[f"{key}.lora_A.weight"] = torch.randn(rank, module.in_features, generator=generator) * size
+            lora[f"{key}.lora_B.weight"] = torch.randn(module.out_features, rank, generator=generator)
+    lora["diffusion_model.blocks.0.ffn.0.diff_b"] = torch.randn(960, generator=generator)
+    return lora
+
+
+def test_original_weights_give_the_reference_velocity_and_cores_own(bridge: ModuleType, dit: Path,
+                                                                    reference: dict) -> None:
+    import comfy.sd
+
+    ours, report = bridge.load_diffusion_model(str(dit), "original")
+    theirs = comfy.sd.load_diffusion_model(str(dit))
+    result = velocity(load_with_core(ours), reference)
+    assert (result - reference["velocity_chunk0_t1000"]).abs().max() < 1e-4
+    assert torch.equal(result, velocity(load_with_core(theirs), reference))
+    assert "toyworld_dit_fp16.safetensors: loaded as it is through ComfyUI, 15.6 MB in the file" in report
+
+
+def test_nf4_model_equals_its_unpacked_weights(bridge: ModuleType, nf4_model: Any, unpacked_model: Any,
+                                               reference: dict) -> None:
+    assert isinstance(nf4_model, bridge.QuantPatcher)
+    ours = velocity(load_with_core(nf4_model), reference)
+    assert relative(ours, velocity(load_with_core(unpacked_model), reference)) < 1e-5
+    assert 0.01 < relative(ours, reference["velocity_chunk0_t1000"]) < 0.2  # it is quantised, and not broken
+
+
+def test_small_models_stay_exact_by_default(bridge: ModuleType, dit: Path, reference: dict) -> None:
+    model, report = bridge.load_diffusion_model(str(dit), "nf4")
+    assert "NF4: no weight" in report
+    assert (velocity(load_with_core(model), reference) - reference["velocity_chunk0_t1000"]).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_lora_counts_once_whatever_the_patcher_does(nf4_model: Any, unpacked_model: Any, reference: dict) -> None:
+    import comfy.sd
+
+    lora = lora_for(unpacked_model)
+    plain = velocity(load_with_core(unpacked_model), reference)
+    expected_model, _ = comfy.sd.load_lora_for_models(unpacked_model, None, lora, 1.0, 0.0)
+    expected = velocity(load_with_core(expected_model), reference)
+    assert relative(expected, plain) > 0.05
+
+    model, _ = comfy.sd.load_lora_for_models(nf4_model, None, lora, 1.0, 0.0)
+    size = model.model_size()
+    seen = {}
+
+    def look(state: str) -> None:
+        seen[state] = velocity(model, reference)
+
+    model.patch_model(CPU)
+    look("loaded completely")
+    model.partially_unload(CPU, 1)
+    look("one module unloaded")
+    model.partially_unload(CPU, size // 2)
+    look("half unloaded")
+    model.partially_load(CPU, size)
+    look("loaded again")
+    model.partially_unload(CPU, 10**12)
+    look("all unloaded")
+    model.unpatch_model(CPU)
+    without = velocity(model, reference)
+    model.patch_model(CPU, lowvram_model_memory=size // 2)
+    look("half loaded")
+    model.unpatch_model(CPU)
+    model.patch_model(CPU, lowvram_model_memory=size // 2, force_patch_weights=True)
+    look("half loaded, patches forced")
+    model.unpatch_model(CPU)
+
+    assert {state: relative(value, expected) for state, value in seen.items()} == {
+        state: pytest.approx(0, abs=1e-3) for state in seen}
+    assert relative(without, plain) < 1e-5
+    assert relative(velocity(model, reference), plain) < 1e-5
+
+
+def test_clones_share_weights_but_not_loras(nf4_model: Any, unpacked_model: Any, bridge: ModuleType,
+                                            reference: dict) -> None:
+    import comfy.sd
+
+    plain = velocity(load_with_core(nf4_model), reference)
+    patched, _ = comfy.sd.load_lora_for_models(nf4_model, None, lora_for(unpacked_model), 1.0, 0.0)
+    assert isinstance(patched, bridge.QuantPatcher) and patched.model is nf4_model.model
+    assert relative(velocity(load_with_core(patched), reference), plain) > 0.05
+    assert torch.equal(velocity(load_with_core(nf4_model), reference), plain)
+
+
+def test_bitsandbytes_files_load_as_they_are(bridge: ModuleType, dit: Path, nf4_model: Any, reference: dict,
+                                             tmp_path: Path) -> None:
+    from pack.nodes.loading import formats
+    from pack.nodes.loading.streaming import read_weights
+
+    checkpoint = formats.read_checkpoint(dit, formats.DIFFUSION_MODELS)
+    plan = formats.plan_layers(checkpoint, min_bytes=0)
+    state = read_weights(checkpoint, plan, CPU)
+    state |= {name: state[name].reshape(-1, 1) for name in plan.quantize}  # bitsandbytes' own shape
+    path = tmp_path / "bnb.safetensors"
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}, path)
+    expected = velocity(load_with_core(nf4_model), reference)
+    for weights in bridge.WEIGHTS:
+        model, report = bridge.load_diffusion_model(str(path), weights)
+        assert "NF4 already in the file: 60 weights" in report
+        assert torch.equal(velocity(load_with_core(model), reference), expected)
+
+
+def test_real_wan_layout_is_detected_and_sized_right(bridge: ModuleType, tmp_path: Path) -> None:
+    import comfy.model_management
+    from pack.nodes.common.compat import model_facts
+    from pack.nodes.loading import formats, nf4
+
+    script = Path(__file__).parents[2] / "benchmarks" / "random_wan.py"
+    spec = importlib.util.spec_from_file_location("random_wan", script)
+    random_wan = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(random_wan)
+    path = random_wan.write_wan(tmp_path / "wan.safetensors", layers=2)
+
+    model, report = bridge.load_diffusion_model(str(path), "nf4")
+    assert type(model.model.model_config).__name__ == "WAN21_T2V"
+    facts = model_facts(model)
+    assert (facts.layers, facts.heads, facts.head_dim, facts.ffn_dim) == (2, 12, 128, 8960)
+    checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
+    plan = formats.plan_layers(checkpoint)
+    assert len(plan.quantize) == 20 and f"NF4: {len(plan.quantize)} weights" in report
+    inner = model.model.diffusion_model
+    kept = sum(torch.Size(checkpoint.tensors[name].shape).numel() for name in plan.keep) * inner.dtype.itemsize
+    packed = sum(nf4.nf4_bytes(*checkpoint.tensors[name].shape) for name in plan.quantize)
+    assert comfy.model_management.module_size(inner) == kept + packed
+    with torch.no_grad():
+        out = inner(torch.zeros(1, 16, 1, 4, 4), torch.tensor([500.0]), torch.zeros(1, 8, 4096))
+    assert out.shape == (1, 16, 1, 4, 4) and torch.isfinite(out).all()
+
+
+def test_incomplete_files_are_refused(bridge: ModuleType, dit: Path, tmp_path: Path) -> None:
+    state = load_file(dit)
+    del state["blocks.2.ffn.0.weight"]
+    save_file(state, tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match=r"cut.safetensors' must hold a whole Wan diffusion model, but got a file "
+                                         r"without blocks.2.ffn.0.weight"):
+        bridge.load_diffusion_model(str(tmp_path / "cut.safetensors"), "nf4", min_bytes=0)
+
+
+@pytest.mark.parametrize("weights", ["original", "nf4"])
+def test_text_encoder_gives_the_model_cards_conditioning(bridge: ModuleType, toyworld: Path, reference: dict,
+                                                         weights: str) -> None:
+    clip, report = bridge.load_text_encoder(str(toyworld / "toyworld_te_fp16.safetensors"), weights)
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))[0][0]
+    assert conditioning.shape == (1, 512, 4096)
+    assert (conditioning[0, :15] - reference["text_embedding_prompt0"]).abs().max() < 1e-5
+    assert not conditioning[0, 15:].any()
+    assert "toyworld_te_fp16.safetensors" in report
+
+
+def test_quantised_text_encoder_equals_its_unpacked_weights(bridge: ModuleType, toyworld: Path,
+                                                            tmp_path: Path) -> None:
+    from pack.nodes.loading import formats, nf4
+
+    path = toyworld / "toyworld_te_fp16.safetensors"
+    plan = formats.plan_layers(formats.read_checkpoint(path, formats.TEXT_ENCODERS), min_bytes=0)
+    assert len(plan.quantize) == 7
+    state = {name: nf4.dequantize(nf4.quantize(tensor), torch.float32) if name in plan.quantize else tensor
+             for name, tensor in load_file(path).items()}
+    save_file({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+              tmp_path / "unpacked.safetensors")
+    ours, _ = bridge.load_text_encoder(str(path), "nf4", min_bytes=0)
+    theirs, _ = bridge.load_text_encoder(str(tmp_path / "unpacked.safetensors"), "original")
+    ours, theirs = (clip.encode_from_tokens(clip.tokenize(PROMPT)) for clip in (ours, theirs))
+    assert relative(ours, theirs) < 1e-5
+
+
+def test_loading_an_encoder_leaves_nothing_on_cores_list(bridge: ModuleType, toyworld: Path) -> None:
+    """The patcher that core made is exchanged; left on the list it would be reported as a memory leak."""
+    import comfy.model_management
+
+    before = [id(loaded) for loaded in comfy.model_management.current_loaded_models]
+    clip, _ = bridge.load_text_encoder(str(toyworld / "toyworld_te_fp16.safetensors"), "nf4")
+    assert isinstance(clip.patcher, bridge.QuantPatcher) and clip.patcher.is_clip
+    assert [id(loaded) for loaded in comfy.model_management.current_loaded_models] == before

@@ -1,0 +1,111 @@
+"""Recognising files by their header, and deciding which weights become NF4."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from pack.nodes.loading import formats, nf4
+from safetensors.torch import load_file, save_file
+
+BLOCK = "blocks.0.self_attn.q.weight"
+
+
+def test_reads_the_header_only(toyworld: Path) -> None:
+    headers, _ = formats.read_header(toyworld / "toyworld_dit_fp16.safetensors")
+    for key, tensor in load_file(toyworld / "toyworld_dit_fp16.safetensors").items():
+        assert headers[key].shape == tuple(tensor.shape)
+        assert headers[key].dtype == tensor.dtype and headers[key].bytes == tensor.nbytes
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "diffusion_model.", "model.diffusion_model."])
+def test_recognises_wan_under_every_prefix(prefix: str, tmp_path: Path) -> None:
+    path = write_markers(tmp_path, prefix)
+    checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
+    assert checkpoint.family is formats.WAN
+    assert set(checkpoint.tensors) == set(formats.WAN.markers)
+    assert checkpoint.tensors[BLOCK].key == prefix + BLOCK
+
+
+def test_refuses_unknown_files_with_what_was_looked_for(tmp_path: Path) -> None:
+    save_file({"unet.down.weight": torch.zeros(2, 2)}, tmp_path / "sdxl.safetensors")
+    with pytest.raises(ValueError, match=r"'sdxl.safetensors' must be a checkpoint .* 1 tensors, the first named "
+                                         r"'unet.down.weight'; allowed: Wan diffusion model \(head.modulation"):
+        formats.read_checkpoint(tmp_path / "sdxl.safetensors", formats.DIFFUSION_MODELS)
+
+
+def test_refuses_files_that_are_not_safetensors(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"PK\x03\x04 something else")
+    with pytest.raises(ValueError, match=r"needs a safetensors file, but got 'model.pt' .* set weights to 'original'"):
+        formats.read_checkpoint(tmp_path / "model.pt", formats.DIFFUSION_MODELS)
+
+
+def test_plan_keeps_embeddings_head_and_small_weights(toyworld: Path) -> None:
+    checkpoint = formats.read_checkpoint(toyworld / "toyworld_dit_fp16.safetensors", formats.DIFFUSION_MODELS)
+    plan = formats.plan_layers(checkpoint, min_bytes=200_000)
+    assert len(plan.quantize) == 12 and all(".ffn." in name for name in plan.quantize)
+    assert plan.keep["text_embedding.0.weight"] == "embedding"
+    assert plan.keep["time_projection.1.weight"] == "time modulation"
+    assert plan.keep["head.head.weight"] == "output head"
+    assert plan.keep["blocks.3.modulation"] == "norm, bias or modulation"
+    assert plan.keep[BLOCK] == "smaller than 0.2 MB"
+    assert len(formats.plan_layers(checkpoint, min_bytes=0).quantize) == 60
+    assert not formats.plan_layers(checkpoint).quantize
+
+
+def test_plan_keeps_matrices_with_an_odd_number_of_columns(tmp_path: Path) -> None:
+    path = write_markers(tmp_path, "", **{"blocks.0.ffn.0.weight": torch.zeros(4, 3)})
+    plan = formats.plan_layers(formats.read_checkpoint(path, formats.DIFFUSION_MODELS), min_bytes=0)
+    assert plan.keep["blocks.0.ffn.0.weight"] == "odd number of columns"
+
+
+def test_plan_refuses_eight_bit_files(tmp_path: Path) -> None:
+    path = write_markers(tmp_path, "", **{"blocks.0.ffn.0.weight": torch.zeros(4, 4).to(torch.float8_e4m3fn)})
+    with pytest.raises(ValueError, match=r"in 16 or 32 bits, but got blocks.0.ffn.0.weight in float8_e4m3fn; allowed"):
+        formats.plan_layers(formats.read_checkpoint(path, formats.DIFFUSION_MODELS))
+
+
+def test_files_that_are_nf4_already_are_recognised(tmp_path: Path) -> None:
+    weight = nf4.quantize(torch.randn(6, 64).half())
+    stored = nf4.to_state_dict(weight, "blocks.0.ffn.0.weight")
+    stored["blocks.0.ffn.0.weight"] = weight.packed.reshape(-1, 1)  # as bitsandbytes writes it
+    checkpoint = formats.read_checkpoint(write_markers(tmp_path, "model.", **stored), formats.DIFFUSION_MODELS)
+    plan = formats.plan_layers(checkpoint, min_bytes=0)
+    assert plan.stored == ("blocks.0.ffn.0.weight",)
+    assert checkpoint.tensors["blocks.0.ffn.0.weight"].shape == (6, 64)
+    assert checkpoint.dtype == torch.float16
+    assert not any("absmax" in name for name in plan.keep)
+
+
+def test_encoder_configuration_is_read_from_the_tensors(toyworld: Path) -> None:
+    checkpoint = formats.read_checkpoint(toyworld / "toyworld_te_fp16.safetensors", formats.TEXT_ENCODERS)
+    config = formats.umt5_config(checkpoint)
+    assert {key: config[key] for key in ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size")} == {
+        "num_layers": 1, "d_model": 4096, "num_heads": 2, "d_kv": 8, "d_ff": 8, "vocab_size": 113}
+
+
+def test_t5_with_one_position_bias_for_all_layers_is_refused(toyworld: Path, tmp_path: Path) -> None:
+    tensors = load_file(toyworld / "toyworld_te_fp16.safetensors")
+    tensors["encoder.block.1.layer.1.layer_norm.weight"] = torch.zeros(4096)
+    save_file(tensors, tmp_path / "t5.safetensors")
+    checkpoint = formats.read_checkpoint(tmp_path / "t5.safetensors", formats.TEXT_ENCODERS)
+    with pytest.raises(ValueError, match=r"'t5.safetensors' must be a UMT5 .* T5 with 1 position biases in 2 layers"):
+        formats.umt5_config(checkpoint)
+
+
+def test_report_counts_layers_bytes_and_reasons(toyworld: Path) -> None:
+    checkpoint = formats.read_checkpoint(toyworld / "toyworld_dit_fp16.safetensors", formats.DIFFUSION_MODELS)
+    report = formats.describe_load(checkpoint, formats.plan_layers(checkpoint, min_bytes=0), 10_100_000)
+    assert "Wan diffusion model, 15.6 MB in the file, 10.1 MB loaded" in report
+    assert "NF4: 60 weights, 12.2 MB -> 3.2 MB" in report
+    assert "as stored: 10 x embedding, 2.5 MB" in report
+    untouched = formats.describe_load(checkpoint, formats.plan_layers(checkpoint), 15_600_000)
+    assert "NF4: no weight" in untouched and "60 x smaller than 1.0 MB" in untouched
+
+
+def write_markers(folder: Path, prefix: str, **more: torch.Tensor) -> Path:
+    """The smallest file that is a Wan model by its names."""
+    tensors = {marker: torch.zeros(2, 2, dtype=torch.float16) for marker in formats.WAN.markers} | more
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, folder / "wan.safetensors")
+    return folder / "wan.safetensors"
