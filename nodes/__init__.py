@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .budget import nodes as budget
 from .interpolation import nodes as interpolation
 from .loading import nodes as loading
 from .memory import nodes as memory
@@ -13,6 +14,7 @@ NODE_CLASSES: list = [
     *loading.NODES,
     *memory.NODES,
     *sampling.NODES,
+    *budget.NODES,
     *prompts.NODES,
     *interpolation.NODES,
     *video.NODES,

@@ -1,0 +1,180 @@
+"""What a clip costs, phase by phase: peaks of VRAM, RAM and disk in bytes, from shapes and dtypes.
+
+Where the numbers come from
+- traced: live tensors of ComfyUI 0.3.75's own modules and of our attention hook, followed on tensors without data
+  (tests/budget/test_cost_traced.py repeats it). Exact for what torch allocates by name.
+- measured (design.md, section 7): one H100, torch 2.11, SDPA, 1280x704. They hold what a trace cannot see: cuDNN and
+  cuBLAS workspaces. TI2V-5B, 97 frames in one forward: 10.95 GiB bf16, 4.17 GiB NF4; 14B at 1280x720, 65 frames, NF4:
+  13.17 GiB. VAE decode: 10.1 GiB (Wan 2.2), 9.3 GiB (Wan 2.1), with their weights. tests/budget/test_cost_model.py
+  compares.
+- assumed: the RAM and disk of encoding, which no decision hangs on.
+
+The text encoder's weights are not in it: the gate does not know it, and ComfyUI streams what does not fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..common.types import TEMPORAL_STRIDE, MemorySpec, ModelFacts, PhaseCost
+from ..interpolation.rife import interpolation_bytes
+from ..memory.kv_cache import kv_bytes
+from ..video.decode import CONTEXT_LATENTS, frame_count, tiled_buffer_bytes
+
+PHASES = ("text", "sampling", "decode", "interpolation", "encode")
+FLOAT32, FLOAT16 = 4, 2
+
+TEXT_TOKENS, TEXT_DIM, TEXT_FFN, TEXT_HEADS = 512, 4096, 10240, 64  # UMT5-XXL, the text encoder of every Wan
+WORKSPACE_BYTES = 64 * 2**20  # measured above the trace: cuBLAS workspace (32 MiB) and the allocator's rounding
+ROTATION_BYTES = 1024 + 1024  # per token: the float32 rotation table, [64, 2, 2] values, and once more while it is made
+RESIDENT_LAYERS = 2  # a memory in RAM has one layer on the card and the next on its way
+
+# Peak of live values per decoded pixel and per base channel of the decoder, workspaces included, measured; the caches
+# of the causal convolutions (1784 values per pixel for Wan 2.2, 2365 for Wan 2.1, traced) are part of it.
+DECODE_VALUES = {"wan21": 5400 / 96, "wan22": 5240 / 160}
+ENCODER_FRAMES = 64  # frames inside x264 at once: 40 of lookahead, references, threads (assumed)
+FFV1_BYTES_PER_PIXEL = 2.0  # lossless RGB, upper end (assumed)
+
+
+@dataclass(frozen=True)
+class VaeFacts:
+    """What decoding costs depends on. kind: a key of DECODE_VALUES. dim: base channels of the decoder."""
+
+    kind: str
+    dim: int
+    spatial_stride: int
+    weight_bytes: int
+    dtype_bytes: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to be made: everything the peaks depend on. Sizes in pixels, whole multiples of the model's grid."""
+
+    facts: ModelFacts
+    vae: VaeFacts
+    width: int
+    height: int
+    clip_latents: int
+    spec: MemorySpec
+    decode_tile_px: int = 0
+    interpolation_batch: int = 1
+
+
+def phase_costs(job: Job) -> tuple[PhaseCost, ...]:
+    """The predicted peaks of every phase, in the order of PHASES."""
+    return (text_cost(job.facts), sampling_cost(job), decode_cost(job), interpolation_cost(job), encode_cost(job))
+
+
+def text_cost(facts: ModelFacts) -> PhaseCost:
+    """Activations of UMT5-XXL on 512 tokens (hidden states, gated feed-forward, scores); its weights are streamed."""
+    hidden = TEXT_TOKENS * (6 * TEXT_DIM + 3 * TEXT_FFN)
+    scores = 3 * TEXT_HEADS * TEXT_TOKENS**2  # scores, position bias, softmax
+    return PhaseCost("text", (hidden + scores) * FLOAT32)
+
+
+def sampling_cost(job: Job) -> PhaseCost:
+    """Weights, memory, and the dearest moment of a forward. The memory rests in RAM between clips in any placement."""
+    facts, spec = job.facts, job.spec
+    widest_linear = facts.dim * max(facts.dim, facts.ffn_dim) * facts.dtype_bytes  # dequantised or cast for one use
+    vram = (facts.weight_bytes + resident_memory_bytes(job) + forward_bytes(job) + widest_linear
+            + latents_bytes(job) + WORKSPACE_BYTES)
+    return PhaseCost("sampling", vram, ram_bytes=memory_bytes(job, spec.capacity_latents), disk_bytes=0)
+
+
+def decode_cost(job: Job) -> PhaseCost:
+    """Weights and one call of the streaming decoder, on whole frames or a tile; tiled, RAM holds the clip's frames."""
+    vae, tile = job.vae, job.decode_tile_px or max(job.width, job.height)
+    pixels = min(tile, job.width) * min(tile, job.height)
+    vram = vae.weight_bytes + int(DECODE_VALUES[vae.kind] * vae.dim * pixels * vae.dtype_bytes)
+    frames = frame_count(job.clip_latents, CONTEXT_LATENTS)
+    area = job.width * job.height
+    buffer = tiled_buffer_bytes(frames, job.height, job.width) if job.decode_tile_px else 0
+    ram = memory_bytes(job, job.spec.capacity_latents) + buffer + 2 * TEMPORAL_STRIDE * 3 * area * FLOAT32
+    return PhaseCost("decode", vram, ram, int(frames * area * FFV1_BYTES_PER_PIXEL) + latents_bytes(job))
+
+
+def interpolation_cost(job: Job) -> PhaseCost:
+    """RIFE at the size of the frames; its 24 MB of weights are in the workspace."""
+    vram = interpolation_bytes(job.width, job.height, job.interpolation_batch, job.facts.dtype_bytes) + WORKSPACE_BYTES
+    frames = 2 + job.interpolation_batch
+    return PhaseCost("interpolation", vram, ram_bytes=frames * 3 * job.width * job.height * FLOAT32)
+
+
+def encode_cost(job: Job) -> PhaseCost:
+    """x264 on the CPU: its frames in 4:2:0 (1.5 bytes a pixel) and the ones on their way to it."""
+    area = job.width * job.height
+    return PhaseCost("encode", 0, ram_bytes=int(ENCODER_FRAMES * 1.5 * area) + TEMPORAL_STRIDE * 3 * area * FLOAT32)
+
+
+def tokens_per_latent(facts: ModelFacts, width: int, height: int) -> int:
+    """Tokens of one latent frame."""
+    rows = -(-(height // facts.spatial_stride) // facts.patch[1])
+    return rows * -(-(width // facts.spatial_stride) // facts.patch[2])
+
+
+def memory_bytes(job: Job, latents: int) -> int:
+    """K/V of `latents` remembered latents, all layers, as the memory room stores them, chunk by chunk.
+
+    4-bit memories keep the sink in 8 bits. Per value 2 bytes (bf16), 1.0156 (int8) or 0.5625 (4 bits).
+    """
+    spec = job.spec
+    sink = min(latents, spec.sink_latents)
+    sink_precision = "int8" if spec.precision == "4bit" else spec.precision
+    return (sink // spec.chunk_latents * _chunk_bytes(job, sink_precision)
+            + (latents - sink) // spec.chunk_latents * _chunk_bytes(job, spec.precision))
+
+
+def resident_memory_bytes(job: Job) -> int:
+    """K/V on the device while sampling: in VRAM all of it and the chunk being committed; in RAM that chunk, which is
+    collected over all layers before it leaves, and the layers being read."""
+    spec, facts = job.spec, job.facts
+    collected = _chunk_bytes(job, "int8" if spec.precision == "4bit" and spec.sink_latents else spec.precision)
+    stored = memory_bytes(job, spec.capacity_latents)
+    if spec.placement == "vram":
+        return stored + collected
+    return collected + stored * min(RESIDENT_LAYERS, facts.layers) // facts.layers
+
+
+def forward_bytes(job: Job) -> int:
+    """The dearest moment of one chunk's forward, traced: feed-forward, the turning of q and k, or the recall.
+
+    In units of one hidden state (tokens x dim): feed-forward 3 (the block's input, the stream, the normed stream) and
+    the wide row twice (before and after its activation); turning 5 and three float32 temporaries; recall 6.5 (input,
+    stream, normed stream, q, k, v and small ones) and recall_bytes.
+    """
+    facts = job.facts
+    tokens = job.spec.chunk_latents * tokens_per_latent(facts, job.width, job.height)
+    hidden = tokens * facts.dim * facts.dtype_bytes
+    wide = FLOAT32 / facts.dtype_bytes  # one float32 temporary, in hidden states
+    feed_forward = int(hidden * (3 + 2 * facts.ffn_dim / facts.dim))
+    turning = int(hidden * (5 + 3 * wide))
+    storing = int(hidden * (6.5 + 4 * wide)) if job.spec.precision != "model" else 0
+    recall = int(hidden * 6.5) + recall_bytes(job)
+    text = TEXT_TOKENS * (2 * TEXT_DIM + 4 * facts.dim) * facts.dtype_bytes
+    return max(feed_forward, turning, storing, recall) + tokens * ROTATION_BYTES + text
+
+
+def recall_bytes(job: Job) -> int:
+    """Scratch of one layer's remembered K and V on their way into the attention, traced.
+
+    Per value of K: the joined keys and values in the compute dtype, four float32 temporaries of the turning, and the
+    unpacked K and V of every block where the blocks are packed or lie in RAM.
+    """
+    facts, spec = job.facts, job.spec
+    tokens = spec.capacity_latents * tokens_per_latent(facts, job.width, job.height)
+    as_stored = spec.precision == "model" and spec.placement == "vram"
+    per_value = facts.dtype_bytes + 4 * FLOAT32 + (0 if as_stored else 2 * facts.dtype_bytes)
+    return tokens * (facts.dim * per_value + ROTATION_BYTES // 2)
+
+
+def latents_bytes(job: Job) -> int:
+    """Noise, samples, the chunk's x and x0 and a copy of the clip, float32."""
+    h, w = job.height // job.facts.spatial_stride, job.width // job.facts.spatial_stride
+    return 5 * job.facts.latent_channels * job.clip_latents * h * w * FLOAT32
+
+
+def _chunk_bytes(job: Job, precision: str) -> int:
+    facts = job.facts
+    tokens = job.spec.chunk_latents * tokens_per_latent(facts, job.width, job.height)
+    return kv_bytes(facts.layers, facts.heads, facts.head_dim, tokens, precision, facts.dtype_bytes)

@@ -1,0 +1,82 @@
+"""VRAM Budget Gate: what will it cost, what is there, and what do we do about it, before anything is sampled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, model_facts, schema
+from ..common.types import TEMPORAL_STRIDE, VideoMemory
+from .bridge import look_around, vae_facts
+from .planner import PROFILES, budget_of, check_budget_gb, check_request, make_plan
+from .report import report
+
+STORED = frozenset({"int8", "4bit", "window"})  # what a memory that holds something has decided already
+
+
+class BudgetGate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "budget",
+            node_id="VideoMemoryBudgetGate",
+            display_name="VRAM Budget Gate",
+            description="Predicts what every phase of a clip needs, chooses what fits and says what it gave up, before "
+                        "anything is sampled.",
+            search_aliases=["out of memory", "OOM", "VRAM", "low vram"],
+            inputs=[
+                field(io.Model, "model", tooltip="The model that will sample the film."),
+                field(io.Vae, "vae", tooltip="The VAE that will decode it."),
+                field(VideoMemoryIO, "memory",
+                      tooltip="From Persistent Memory: what you would like. It comes out as what fits."),
+                field(io.Int, "width", default=1280, min=16, max=8192, step=16,
+                      tooltip="Pixels; lowered to the model's grid (1280x704 for 720p on Wan 2.2)."),
+                field(io.Int, "height", default=704, min=16, max=8192, step=16, tooltip="Pixels; as the width."),
+                field(io.Float, "clip_seconds", display_name="clip (seconds)", default=4.0, min=0.1, max=600.0,
+                      step=0.1, tooltip="Length of one clip; the nearest whole number of the model's chunks is taken."),
+                field(io.Float, "budget_gb", display_name="budget (GB)", default=0.0, min=0.0, max=1024.0, step=0.5,
+                      tooltip="0 = what is free on this machine now. A number plans for a card of that size with a "
+                              "desktop on it: the same plan on every machine, and every time the film is resumed."),
+                field(io.Combo, "profile", options=list(PROFILES), default="balanced",
+                      tooltip="What is given up first. balanced: memory precision, then its place in VRAM. quality: "
+                              "time first. speed: never RAM before a shorter window. minimum_vram: as little as "
+                              "possible."),
+            ],
+            outputs=[
+                RenderPlanIO.Output(id="plan", display_name="plan",
+                                    tooltip="For Clip Sampler, Save Clip and Render Short."),
+                VideoMemoryIO.Output(id="fitted_memory", display_name="memory",
+                                     tooltip="The memory as it fits, for Clip Sampler or Render Short."),
+                io.Int.Output(id="fitted_width", display_name="width", tooltip="The width that was planned."),
+                io.Int.Output(id="fitted_height", display_name="height", tooltip="The height that was planned."),
+                io.Int.Output(id="length", display_name="length", tooltip="Pixel frames of the film's first clip."),
+                io.String.Output(id="report", display_name="report", tooltip="Peaks per phase, and every decision."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None, height: int | None, clip_seconds: float | None,
+                        budget_gb: float | None, profile: str | None) -> bool | str:
+        """A value that comes over a link is None here and is checked when the node runs."""
+        given = (width, height, clip_seconds, profile)
+        asked = (other if value is None else value for value, other in zip(given, (64, 64, 1, "balanced"), strict=True))
+        try:
+            check_request(*asked)
+            check_budget_gb(budget_gb or 0.0)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model, vae, memory: VideoMemory, width: int, height: int, clip_seconds: float, budget_gb: float,
+                profile: str) -> io.NodeOutput:
+        machine = look_around(model, vae)
+        budget = budget_of(machine, budget_gb)
+        pinned = STORED if memory.blocks else frozenset()
+        plan = make_plan(model_facts(model), vae_facts(vae), width, height, clip_seconds, memory.spec, profile, budget,
+                         pinned)
+        notes = ["The memory holds clips already: its window and precision were left as they are."] if pinned else []
+        return io.NodeOutput(plan, replace(memory, spec=plan.spec), plan.width, plan.height,
+                             TEMPORAL_STRIDE * plan.clip_latents - 3, report(plan, machine, budget, notes))
+
+
+NODES = [BudgetGate]

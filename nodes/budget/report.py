@@ -1,0 +1,115 @@
+"""The plan in words: a sentence for every decision, and the report under the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..common.types import TEMPORAL_STRIDE, RenderPlan
+from .cost_model import Job, decode_cost, sampling_cost
+from .probe import GIB, Budget, Machine
+
+PHASE_NAMES = {"text": "text encoding", "sampling": "sampling", "decode": "decoding", "interpolation": "interpolation",
+               "encode": "video file"}
+PRECISION_STEPS = ("int8", "4bit")
+
+
+def gb(size_bytes: float) -> str:
+    """Bytes as people read them; GB as cards are sold (2**30 bytes)."""
+    return f"{size_bytes / GIB:.1f} GB" if abs(size_bytes) >= 0.0995 * GIB else f"{size_bytes / 2**20:.0f} MB"
+
+
+def decisions(start: Job, way: Sequence[tuple[str, Job]], chosen: Job, asked_size: tuple[int, int],
+              asked_clip_s: float) -> tuple[str, ...]:
+    """One plain sentence per decision: what was rounded, and what each concession on the way saves.
+
+    start: the job as asked. way: the steps taken, each with the job after it. chosen: the last of them with its tile.
+    """
+    rounded = [*_rounded_size(start, asked_size), *_rounded_clip(start, asked_clip_s)]
+    given_up = [*_tiling(chosen), *_concessions(start, way)]
+    return (*rounded, *(given_up or ["Everything fits as asked: nothing was given up."]))
+
+
+def report(plan: RenderPlan, machine: Machine, budget: Budget, notes: Sequence[str] = ()) -> str:
+    """What the gate shows: the plan, peaks per phase, the decisions, and what could not be seen."""
+    spec = plan.spec
+    frames = plan.clip_latents * TEMPORAL_STRIDE
+    lines = [
+        f"{plan.width}x{plan.height}, clips of {plan.clip_s:.2f} s ({plan.clip_latents} latents, {frames} frames, the "
+        f"first clip {frames - 3}). Memory: {spec.sink_latents * TEMPORAL_STRIDE / spec.fps:.1f} s from the start and "
+        f"the last {spec.window_s:.1f} s, {spec.precision}, in {spec.placement.upper()}.",
+        f"Budget: {gb(plan.budget_bytes)} ({budget.text}).",
+        "",
+        f"{'phase':<14}{'VRAM':>9}{'room left':>11}{'RAM':>9}{'disk':>9}",
+    ]
+    for cost in plan.phases:
+        vram = cost.vram_bytes + cost.ram_bytes if budget.unified else cost.vram_bytes
+        lines.append(f"{PHASE_NAMES[cost.phase]:<14}{_cell(cost.vram_bytes):>9}{gb(plan.budget_bytes - vram):>11}"
+                     f"{_cell(cost.ram_bytes):>9}{_cell(cost.disk_bytes):>9}")
+    lines += ["Predicted peaks while one clip is made. The text encoder's own weights are not counted: ComfyUI streams "
+              "those that do not fit.", "", *plan.decisions, *notes, *_seen(machine)]
+    return "\n".join(lines)
+
+
+def _cell(size_bytes: int) -> str:
+    return gb(size_bytes) if size_bytes else "-"
+
+
+def _seen(machine: Machine) -> list[str]:
+    lines = []
+    if machine.card is not None and machine.card.others_bytes:
+        lines.append(f"Other programs hold {gb(machine.card.others_bytes)} of {machine.card.name}.")
+    return [*lines, *(f"Not seen: {sentence}." for sentence in machine.unseen)]
+
+
+def _rounded_size(start: Job, asked: tuple[int, int]) -> list[str]:
+    if asked == (start.width, start.height):
+        return []
+    facts = start.facts
+    return [f"Size {asked[0]}x{asked[1]} became {start.width}x{start.height}: the model works in steps of "
+            f"{facts.spatial_stride * facts.patch[2]}x{facts.spatial_stride * facts.patch[1]} pixels."]
+
+
+def _rounded_clip(start: Job, asked_s: float) -> list[str]:
+    if abs(_clip_s(start) - asked_s) < 1e-6:
+        return []
+    chunk_s = start.spec.chunk_latents * TEMPORAL_STRIDE / start.spec.fps
+    return [f"Clips of {asked_s:g} s became {_clip_s(start):.2f} s: the model works in chunks of {chunk_s:.2f} s."]
+
+
+def _tiling(chosen: Job) -> list[str]:
+    if not chosen.decode_tile_px:
+        return []
+    saved = decode_cost(replace(chosen, decode_tile_px=0)).vram_bytes - decode_cost(chosen).vram_bytes
+    return [f"Frames decoded in tiles of {chosen.decode_tile_px} pixels: saves {gb(saved)} of VRAM."]
+
+
+def _concessions(start: Job, way: Sequence[tuple[str, Job]]) -> list[str]:
+    """One sentence per kind of step; several steps of a kind (8 bits, then 4; chunk after chunk) make one sentence."""
+    last_of_kind = {_kind(step): job for step, job in way}
+    sentences, before = [], start
+    for kind, after in last_of_kind.items():
+        saved = sampling_cost(before).vram_bytes - sampling_cost(after).vram_bytes
+        sentences.append(_sentence(kind, before, after, gb(saved)))
+        before = after
+    return sentences
+
+
+def _kind(step: str) -> str:
+    return "precision" if step in PRECISION_STEPS else step
+
+
+def _sentence(kind: str, before: Job, after: Job, saved: str) -> str:
+    if kind == "precision":
+        bits = {"int8": "8 bits", "4bit": "4 bits (the first seconds in 8)"}[after.spec.precision]
+        return f"Memory stored in {bits}: saves {saved} of VRAM."
+    if kind == "ram":
+        return f"Memory kept in RAM: saves {saved} of VRAM, costs some time, changes no pixel."
+    if kind == "window":
+        return (f"Memory window shortened from {before.spec.window_s:.1f} to {after.spec.window_s:.1f} s: saves "
+                f"{saved} of VRAM; the model sees less of what came before.")
+    return f"Clips shortened from {_clip_s(before):.1f} to {_clip_s(after):.1f} s: saves {saved} of VRAM."
+
+
+def _clip_s(job: Job) -> float:
+    return job.clip_latents * TEMPORAL_STRIDE / job.spec.fps

@@ -1,0 +1,140 @@
+"""VRAM Budget Gate inside ComfyUI on a CPU: the toy world's real files, and a full-size TI2V-5B of empty weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pack.nodes.common.types import MemoryBlock, MemorySpec, VideoMemory
+
+pytestmark = pytest.mark.comfy
+
+GIB = 2**30
+TOY_MEMORY = VideoMemory(MemorySpec("toyworld", 8.0, 3, 3, 6))
+
+
+@pytest.fixture(scope="module")
+def gate():
+    from pack.nodes.budget.nodes import BudgetGate
+
+    return BudgetGate
+
+
+@pytest.fixture(scope="module")
+def toy_model(toyworld):
+    import comfy.sd
+
+    return comfy.sd.load_diffusion_model(str(toyworld / "toyworld_dit_fp16.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def toy_vae(toyworld):
+    import comfy.sd
+    import comfy.utils
+
+    return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(toyworld / "toyworld_vae_fp16.safetensors")))
+
+
+def test_schema_is_complete(gate):
+    gate.GET_SCHEMA()
+    schema = gate.define_schema()
+    assert all(slot.tooltip for slot in (*schema.inputs, *schema.outputs))
+    assert not {slot.id for slot in schema.inputs} & {slot.id for slot in schema.outputs}
+
+
+def test_facts_of_the_toy_vae_are_read_from_its_modules(toy_vae):
+    from pack.nodes.budget.bridge import vae_facts
+
+    facts = vae_facts(toy_vae)
+    assert (facts.kind, facts.dim, facts.spatial_stride) == ("wan21", 16, 8)
+    assert facts.dtype_bytes == toy_vae.vae_dtype.itemsize
+    assert facts.weight_bytes == sum(p.nbytes for p in toy_vae.first_stage_model.parameters())
+
+
+def test_other_vaes_are_refused(toy_vae):
+    from pack.nodes.budget.bridge import vae_facts
+
+    class Other:
+        first_stage_model = torch.nn.Linear(1, 1)
+
+    with pytest.raises(ValueError, match="cannot predict this VAE, but got 'Linear'; allowed: the Wan 2.1"):
+        vae_facts(Other())
+
+
+def test_machine_is_seen_on_a_cpu(toy_model, toy_vae):
+    from pack.nodes.budget.bridge import look_around
+
+    machine = look_around(toy_model, toy_vae)
+    assert machine.unified
+    assert machine.device == "cpu"
+    assert 0 < machine.ram_available_bytes == machine.vram_available_bytes
+    assert machine.disk_free_bytes > 0
+
+
+def test_toy_film_fits_as_asked_when_planned_with_ram(gate, toy_model, toy_vae):
+    result = gate.execute(toy_model, toy_vae, TOY_MEMORY, 135, 80, 3.0, 0.0, "balanced").result
+    plan, memory, width, height, length, text = result
+    assert (width, height, length) == (128, 80, 21)
+    assert (plan.clip_latents, plan.clip_s, plan.decode_tile_px) == (6, 3.0, 0)
+    assert memory == replace(TOY_MEMORY, spec=plan.spec) == TOY_MEMORY
+    assert plan.decisions[0].startswith("Size 135x80 became 128x80")
+    assert "nothing was given up" in text
+    assert "no card" in text
+
+
+def test_stored_memory_keeps_its_window_and_precision(gate, toy_model, toy_vae):
+    block = MemoryBlock(0, torch.zeros(16, 3, 10, 16))
+    stored = replace(TOY_MEMORY, blocks=(block,), latents_done=3)
+    plan, memory, *_, text = gate.execute(toy_model, toy_vae, stored, 128, 80, 3.0, 12.0, "minimum_vram").result
+    assert (plan.spec.precision, plan.spec.window_latents, plan.spec.placement) == ("model", 6, "ram")
+    assert memory.blocks is stored.blocks
+    assert "holds clips already" in text
+
+
+@pytest.mark.parametrize(("name", "value", "part"), [
+    ("width", 0, "width is no size"), ("clip_seconds", 0.0, "clip_seconds"), ("budget_gb", -1.0, "budget_gb"),
+    ("profile", "fast", "unknown profile"),
+])
+def test_bad_values_are_refused_before_anything_is_loaded(gate, name, value, part):
+    values = {"width": 1280, "height": 704, "clip_seconds": 4.0, "budget_gb": 0.0, "profile": "balanced"}
+    assert gate.validate_inputs(**values) is True
+    assert gate.validate_inputs(**{**values, "width": None, "profile": None}) is True
+    assert part in gate.validate_inputs(**{**values, name: value})
+
+
+def test_ti2v_5b_is_planned_from_its_shapes_alone(gate):
+    """A full-size model and VAE of tensors without data, as bf16 files would give them."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy.supported_models
+
+    config = comfy.supported_models.WAN22_T2V({
+        "image_model": "wan2.1", "model_type": "t2v", "dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30,
+        "in_dim": 48, "out_dim": 48, "patch_size": (1, 2, 2), "text_dim": 4096, "freq_dim": 256})
+    config.set_inference_dtype(torch.bfloat16, None)
+    with torch.device("meta"):
+        model = comfy.model_patcher.ModelPatcher(
+            config.get_model({}, device="meta"), torch.device("cpu"), torch.device("cpu"))
+    assert model.model_size() == pytest.approx(2 * 4_999_787_712, rel=1e-3)
+    memory = VideoMemory(MemorySpec("longlive_2", 24.0, 8, 8, 24))
+    plan, fitted, width, height, length, text = gate.execute(
+        model, _empty_wan22_vae(), memory, 1280, 720, 4.0, 24.0, "balanced").result
+    assert (width, height, length) == (1280, 704, 93)
+    assert 9.3 * GIB < plan.phases[1].vram_bytes < plan.budget_bytes
+    assert plan.phases[2].vram_bytes / GIB == pytest.approx(10.1, abs=0.05)
+    assert fitted.spec == plan.spec
+    assert "a 24 GB card" in text
+    with pytest.raises(RuntimeError, match="NF4"):
+        gate.execute(model, _empty_wan22_vae(), memory, 1280, 720, 4.0, 8.0, "balanced")
+
+
+def _empty_wan22_vae():
+    import comfy.ldm.wan.vae2_2 as vae2_2
+    import comfy.sd
+
+    with torch.device("meta"):
+        module = vae2_2.WanVAE(dim=160, z_dim=48, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+                               temperal_downsample=[False, True, True], dropout=0.0)
+        return comfy.sd.VAE(sd=module.state_dict(), dtype=torch.bfloat16)

@@ -1,0 +1,87 @@
+"""The cost model against published figures: K/V arithmetic, and peaks measured on an H100 (design.md, section 7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from pack.nodes.budget.cost_model import (
+    PHASES,
+    Job,
+    VaeFacts,
+    decode_cost,
+    memory_bytes,
+    phase_costs,
+    sampling_cost,
+    tokens_per_latent,
+)
+from pack.nodes.common.types import MemorySpec, ModelFacts
+
+GIB = 2**30
+WAN22_VAE = VaeFacts("wan22", 160, 16, int(1.3126 * GIB), 2)
+WAN21_VAE = VaeFacts("wan21", 96, 8, int(0.2364 * GIB), 2)
+TI2V_5B = ModelFacts("wan", 30, 24, 128, 14336, (1, 2, 2), 48, 16, 2 * 4_999_787_712, 2)
+T2V_14B = ModelFacts("wan", 40, 40, 128, 13824, (1, 2, 2), 16, 8, int(7.25 * GIB), 2)
+
+
+def job(facts=TI2V_5B, vae=WAN22_VAE, size=(1280, 704), clip_latents=24, sink=8, window=24, chunk=8, **spec) -> Job:
+    return Job(facts, vae, *size, clip_latents, MemorySpec("longlive_2", 24.0, chunk, sink, window, **spec))
+
+
+@pytest.mark.parametrize(("facts", "size", "tokens"), [
+    (TI2V_5B, (1280, 704), 880), (TI2V_5B, (832, 480), 390), (T2V_14B, (1280, 720), 3600), (T2V_14B, (832, 480), 1560),
+])
+def test_tokens_per_latent_are_those_of_the_model(facts, size, tokens):
+    assert tokens_per_latent(facts, *size) == tokens
+
+
+@pytest.mark.parametrize(("precision", "megabytes"), [("model", 324.4), ("int8", 164.7), ("4bit", 91.2)])
+def test_memory_bytes_match_the_arithmetic_of_the_field(precision, megabytes):
+    asked = job(sink=0, window=96, precision=precision)
+    assert memory_bytes(asked, 96) / 96 / 1e6 == pytest.approx(megabytes, rel=0.002)
+
+
+def test_sink_stays_in_8_bits_when_the_memory_has_4():
+    asked = job(precision="4bit")
+    assert memory_bytes(asked, 32) / 1e6 == pytest.approx(8 * 164.7 + 24 * 91.2, rel=0.002)
+
+
+@pytest.mark.parametrize(("facts", "size", "latents", "weights_gib", "measured_gib"), [
+    (TI2V_5B, (1280, 704), 25, 9.313, 10.95),
+    (TI2V_5B, (1280, 704), 25, 2.53, 4.17),
+    (T2V_14B, (1280, 720), 17, 7.25, 13.17),
+])
+def test_sampling_peak_is_near_the_measured_one(facts, size, latents, weights_gib, measured_gib):
+    """One forward over the whole clip without memory, as it was measured: a chunk as long as the clip."""
+    facts = replace(facts, weight_bytes=int(weights_gib * GIB))
+    asked = job(facts, size=size, clip_latents=latents, sink=0, window=0, chunk=latents)
+    collected = memory_bytes(replace(asked, spec=replace(asked.spec, window_latents=latents)), latents)
+    predicted = (sampling_cost(asked).vram_bytes - collected) / GIB
+    assert measured_gib - 0.05 < predicted < 1.08 * measured_gib
+
+
+@pytest.mark.parametrize(("vae", "measured_gib"), [(WAN22_VAE, 10.1), (WAN21_VAE, 9.3)])
+def test_decode_peak_is_the_measured_one_when_untiled(vae, measured_gib):
+    assert decode_cost(job(vae=vae)).vram_bytes / GIB == pytest.approx(measured_gib, abs=0.05)
+
+
+def test_vram_does_not_grow_with_the_clip_but_for_its_latents():
+    short, long = (sampling_cost(job(clip_latents=latents)).vram_bytes for latents in (24, 72))
+    assert long - short == 5 * 48 * 48 * 44 * 80 * 4
+    assert decode_cost(job(clip_latents=24)).vram_bytes == decode_cost(job(clip_latents=72)).vram_bytes
+
+
+def test_every_concession_costs_less_than_what_it_replaces():
+    exact, int8, four = (sampling_cost(job(precision=p)).vram_bytes for p in ("model", "int8", "4bit"))
+    assert exact > int8 > four
+    assert sampling_cost(job(placement="ram")).vram_bytes < exact
+    assert sampling_cost(job(window=16)).vram_bytes < exact
+    whole, tiled = decode_cost(job()), decode_cost(replace(job(), decode_tile_px=512))
+    assert tiled.vram_bytes < whole.vram_bytes / 2
+    assert tiled.ram_bytes - whole.ram_bytes == 96 * 1280 * 704 * 3 * 2
+
+
+def test_phases_come_in_order_and_are_never_negative():
+    costs = phase_costs(job())
+    assert tuple(cost.phase for cost in costs) == PHASES
+    assert all(min(cost.vram_bytes, cost.ram_bytes, cost.disk_bytes) >= 0 for cost in costs)

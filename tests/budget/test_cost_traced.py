@@ -1,0 +1,141 @@
+"""The cost model against what is really allocated: ComfyUI's modules and our hook, traced on tensors without data."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from pack.nodes.budget.cost_model import (
+    DECODE_VALUES,
+    Job,
+    VaeFacts,
+    forward_bytes,
+    memory_bytes,
+    resident_memory_bytes,
+)
+from pack.nodes.common.types import MemorySpec, ModelFacts
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+pytestmark = pytest.mark.comfy
+
+LAYERS = 2  # activations do not depend on their number
+MODELS = {  # dim, heads, ffn, channels, stride, width, height, chunk
+    "ti2v_5b": (3072, 24, 14336, 48, 16, 1280, 704, 8),
+    "t2v_14b": (5120, 40, 13824, 16, 8, 1280, 720, 3),
+    "t2v_1.3b": (1536, 12, 8960, 16, 8, 832, 480, 3),
+}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the storages of all tensors made inside; `peak` is the most that lived at once. Ignores `known`."""
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.kept = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in known}
+        self.seen: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._count, out)
+        self.peak = max(self.peak, self.live)
+        return out
+
+    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes()
+        if key not in self.kept and key not in self.seen:
+            self.live += size
+            self.seen[key] = weakref.ref(storage, lambda _: self._drop(key, size))
+        return tensor
+
+    def _drop(self, key: int, size: int) -> None:
+        self.live -= size
+        del self.seen[key]
+
+
+def job_of(name: str, spec: MemorySpec) -> Job:
+    dim, heads, ffn, channels, stride, width, height, _ = MODELS[name]
+    facts = ModelFacts("wan", LAYERS, heads, dim // heads, ffn, (1, 2, 2), channels, stride, 0, 2)
+    return Job(facts, VaeFacts("wan22", 160, stride, 0, 2), width, height, spec.chunk_latents, spec)
+
+
+def traced_forward(name: str, blocks: int, precision: str, collect: bool, monkeypatch) -> int:
+    """Peak of one chunk's forward on the real WanModel with our hook and `blocks` remembered chunks."""
+    import comfy.ldm.wan.model as wan
+    import comfy.ops
+    from comfy.ldm.modules.attention import wrap_attn
+    from comfy.patcher_extension import WrappersMP
+    from pack.nodes.memory.kv_cache import BlockKV, pack_layer
+    from pack.nodes.sampling.bridge import MemoryHook
+
+    @wrap_attn
+    def flash(q, k, v, heads, **kwargs):  # a fused attention allocates its output alone; tensors without data have none
+        return torch.empty_like(q)
+
+    monkeypatch.setattr(wan, "optimized_attention", flash)
+    dim, heads, ffn, channels, stride, width, height, chunk = MODELS[name]
+    model = wan.WanModel(model_type="t2v", dim=dim, ffn_dim=ffn, num_heads=heads, num_layers=LAYERS, in_dim=channels,
+                         out_dim=channels, device="meta", dtype=torch.bfloat16,
+                         operations=comfy.ops.disable_weight_init)
+    tokens = chunk * (height // stride // 2) * (width // stride // 2)
+    k = torch.empty(1, tokens, heads, dim // heads, device="meta", dtype=torch.bfloat16)
+    memory = tuple(BlockKV(tuple(pack_layer(k, k, precision) for _ in range(LAYERS))) for _ in range(blocks))
+    known = [t for block in memory for layer in block.layers
+             for t in (*layer.k.tensors().values(), *layer.v.tensors().values())]
+    hook = MemoryHook(memory, blocks * chunk, precision if collect else None)
+    x = torch.empty(1, channels, chunk, height // stride, width // stride, device="meta", dtype=torch.bfloat16)
+    context = torch.empty(1, 512, 4096, device="meta", dtype=torch.bfloat16)
+    live = LiveBytes([*model.parameters(), *known])
+    with torch.no_grad(), live:
+        model(x, torch.empty(1, device="meta"), context,
+              transformer_options={"wrappers": {WrappersMP.DIFFUSION_MODEL: {"test": [hook]}}})
+    return live.peak
+
+
+@pytest.mark.parametrize("precision", ["model", "int8", "4bit"])
+@pytest.mark.parametrize("blocks", [0, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_forward_is_never_dearer_than_predicted(name, blocks, precision, monkeypatch):
+    chunk = MODELS[name][-1]
+    spec = MemorySpec("longlive_2", 24, chunk, 0, blocks * chunk, precision)
+    job = job_of(name, spec)
+    predicted = forward_bytes(job) + resident_memory_bytes(job) - memory_bytes(job, spec.capacity_latents)
+    traced = max(traced_forward(name, blocks, precision, collect, monkeypatch) for collect in (False, True))
+    assert traced <= predicted
+    assert predicted <= 1.35 * traced
+
+
+@pytest.mark.parametrize("kind", ["wan21", "wan22"])
+def test_decoder_keeps_less_alive_than_predicted(kind):
+    """The prediction is the measured peak: above the trace by cuDNN's workspaces, below twice the trace."""
+    from comfy.ldm.wan import vae, vae2_2
+    from pack.nodes.video.decode import stream_decode
+
+    options = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [],
+               "temperal_downsample": [False, True, True], "dropout": 0.0}
+    with torch.device("meta"):
+        wan22 = kind == "wan22"
+        dim, channels, stride = (160, 48, 16) if wan22 else (96, 16, 8)
+        model = (vae2_2.WanVAE if wan22 else vae.WanVAE)(dim=dim, z_dim=channels, **options).to(torch.bfloat16)
+    for module in model.modules():
+        if hasattr(module, "optimized_attention"):
+            module.optimized_attention = lambda q, k, v: torch.empty_like(q)
+    latents = torch.empty(1, channels, 4, 704 // stride, 1280 // stride, device="meta", dtype=torch.bfloat16)
+    live = LiveBytes([*model.parameters()])
+    with live:
+        for _ in stream_decode(model, latents):
+            pass
+    predicted = DECODE_VALUES[kind] * dim * 1280 * 704 * 2
+    assert live.peak < predicted < 2 * live.peak
+
+
+def test_ram_placement_keeps_two_layers_and_the_committed_chunk():
+    spec = MemorySpec("longlive_2", 24, 8, 8, 16, "model", "ram")
+    job = job_of("ti2v_5b", spec)
+    job = replace(job, facts=replace(job.facts, layers=30))
+    per_layer_latent = 880 * 3072 * 2 * 2
+    assert resident_memory_bytes(job) == 2 * 24 * per_layer_latent + 8 * 30 * per_layer_latent

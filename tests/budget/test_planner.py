@@ -1,0 +1,276 @@
+"""The planner: monotone, within budget, plain about what it gave up; and design.md's envelope for a 12 GB card."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pack.nodes.budget.cost_model import Job, VaeFacts, phase_costs
+from pack.nodes.budget.planner import (
+    PROFILES,
+    TILES_PX,
+    budget_of,
+    check_request,
+    clip_latents_of,
+    ladder,
+    make_plan,
+)
+from pack.nodes.budget.probe import Budget, CardView, Machine
+from pack.nodes.budget.report import gb, report
+from pack.nodes.common.types import MemorySpec, ModelFacts
+
+GIB = 2**30
+WAN22_VAE = VaeFacts("wan22", 160, 16, int(1.3126 * GIB), 2)
+NF4_5B = ModelFacts("wan", 30, 24, 128, 14336, (1, 2, 2), 48, 16, int(3.0e9), 2)
+TOY = ModelFacts("wan", 6, 2, 128, 960, (1, 2, 2), 16, 8, 31_000_000, 4)
+TOY_VAE = VaeFacts("wan21", 16, 8, 14_000_000, 4)
+CARD_12 = Machine("cuda:0", False, 12 * GIB, 12 * GIB, 0, 32 * GIB, 24 * GIB, 500 * GIB)
+KINDS = ("8 bits", "4 bits", "kept in RAM", "window shortened", "Clips shortened", "in tiles")
+
+
+def spec_5b(window_s: float = 4, precision: str = "model", placement: str = "vram") -> MemorySpec:
+    return MemorySpec("longlive_2", 24.0, 8, 8, math.ceil(window_s * 6 / 8) * 8, precision, placement)
+
+
+def card(gib: float, ram_gib: float = 64) -> Budget:
+    return Budget(int(gib * GIB), int(ram_gib * GIB), False, None, "a test card")
+
+
+def plan_5b(budget: Budget, size=(1280, 720), clip_s=4.0, window_s=4.0, profile="balanced", pinned=frozenset()):
+    return make_plan(NF4_5B, WAN22_VAE, *size, clip_s, spec_5b(window_s), profile, budget, pinned)
+
+
+def steps_taken(plan, asked: MemorySpec, clip_latents: int) -> int:
+    """Concessions of a plan, counted from the plan alone: steps in precision, place, window, clip, and tiling."""
+    levels = ("model", "int8", "4bit")
+    return (levels.index(plan.spec.precision) - levels.index(asked.precision)
+            + (plan.spec.placement != asked.placement)
+            + (asked.window_latents - plan.spec.window_latents) // asked.chunk_latents
+            + (clip_latents - plan.clip_latents) // asked.chunk_latents
+            + bool(plan.decode_tile_px))
+
+
+# design.md, section 8: NF4 weights of 3.0 GB on a 12 GB card that drives a desktop.
+ENVELOPE = [
+    # clip, size, window, what may be given up
+    (4, (832, 480), 4, ()),
+    (4, (1280, 720), 4, ("precision",)),
+    (8, (1280, 720), 4, ("precision",)),
+    (8, (1280, 720), 8, ("precision", "placement")),
+    (12, (1280, 720), 8, ("precision", "placement")),
+    (4, (1280, 720), 16, ("precision", "placement", "window")),
+    (4, (1920, 1080), 4, ("precision", "placement", "window", "tile")),
+]
+
+
+@pytest.mark.parametrize(("clip_s", "size", "window_s", "allowed"), ENVELOPE)
+def test_row_of_the_envelope_fits_when_planned_for_12_gb(clip_s, size, window_s, allowed):
+    budget = budget_of(CARD_12, 12.0)
+    plan = plan_5b(budget, size, clip_s, window_s)
+    asked = spec_5b(window_s)
+    given_up = {name for name, was, now in (
+        ("precision", asked.precision, plan.spec.precision), ("placement", asked.placement, plan.spec.placement),
+        ("window", asked.window_latents, plan.spec.window_latents), ("tile", 0, plan.decode_tile_px),
+        ("clip", clip_latents_of(asked, clip_s), plan.clip_latents)) if was != now}
+    assert given_up <= set(allowed)
+    assert max(cost.vram_bytes for cost in plan.phases) <= budget.vram_bytes < 11.1 * GIB
+
+
+def test_cost_does_not_grow_with_the_clip_when_the_window_is_the_same():
+    budget = budget_of(CARD_12, 12.0)
+    short, long = (max(c.vram_bytes for c in plan_5b(budget, clip_s=s).phases) for s in (4, 8))
+    assert long - short < 100 * 2**20
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(1, 60), st.floats(0, 30), st.sampled_from(PROFILES),
+       st.sampled_from([(832, 480), (1280, 704), (1920, 1080)]), st.sampled_from([0.5, 4, 12]),
+       st.sampled_from([1, 4, 16]), st.floats(2, 64))
+def test_more_budget_never_gives_up_more(gib, extra, profile, size, clip_s, window_s, ram_gib):
+    try:
+        small = plan_5b(card(gib, ram_gib), size, clip_s, window_s, profile)
+    except RuntimeError:
+        assume(False)
+    large = plan_5b(card(gib + extra, ram_gib), size, clip_s, window_s, profile)
+    asked = spec_5b(window_s)
+    latents = clip_latents_of(asked, clip_s)
+    assert steps_taken(large, asked, latents) <= steps_taken(small, asked, latents)
+    assert large.spec.window_latents >= small.spec.window_latents
+    assert large.clip_latents >= small.clip_latents
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0.1, 60), st.sampled_from(PROFILES), st.integers(64, 2500), st.integers(64, 2500), st.floats(0.1, 30),
+       st.floats(0.1, 20), st.booleans())
+def test_plan_is_within_budget_and_on_the_grid_or_refused(gib, profile, width, height, clip_s, window_s, unified):
+    budget = Budget(int(gib * GIB), int(gib * GIB), unified, None, "test")
+    try:
+        plan = plan_5b(budget, (width, height), clip_s, window_s, profile)
+    except RuntimeError as error:
+        assert "does not fit" in str(error)
+        assert "too much" in str(error)
+        return
+    for cost in plan.phases:
+        purse = cost.vram_bytes + (cost.ram_bytes if unified else 0)
+        assert purse <= budget.vram_bytes
+        assert unified or cost.ram_bytes <= budget.ram_bytes
+    assert plan.width % 32 == plan.height % 32 == 0
+    assert 0 <= width - plan.width < 32
+    assert plan.clip_latents % 8 == plan.spec.window_latents % 8 == plan.spec.sink_latents % 8 == 0
+    assert plan.clip_latents >= 8
+    assert plan.decode_tile_px in TILES_PX
+    if unified:
+        assert plan.spec.placement == "vram"
+
+
+@given(st.sampled_from(PROFILES), st.sampled_from([1, 4, 16]), st.sampled_from([1.0, 12.0]))
+@settings(max_examples=20, deadline=None)
+def test_every_rung_costs_no_more_than_the_one_before(profile, window_s, clip_s):
+    plan = plan_5b(card(500), clip_s=clip_s, window_s=window_s)
+    rungs = ladder(Job(NF4_5B, WAN22_VAE, plan.width, plan.height, plan.clip_latents, spec_5b(window_s)), profile)
+    assert len(rungs) > 3
+    for before, after in pairwise(rungs):
+        for old, new in zip(phase_costs(before.job), phase_costs(after.job), strict=True):
+            assert new.vram_bytes <= old.vram_bytes
+            assert new.ram_bytes <= old.ram_bytes
+
+
+def test_nothing_is_given_up_when_everything_fits():
+    plan = plan_5b(card(60), size=(1280, 704))
+    assert plan.decisions == ("Everything fits as asked: nothing was given up.",)
+    assert plan.spec == spec_5b()
+    assert (plan.decode_tile_px, plan.interpolation_batch, plan.clip_latents) == (0, 4, 24)
+
+
+@pytest.mark.parametrize(("profile", "spec"), [
+    ("balanced", ("4bit", "vram", 24)), ("quality", ("model", "ram", 24)), ("speed", ("4bit", "vram", 24)),
+    ("minimum_vram", ("4bit", "ram", 24)),
+])
+def test_profiles_give_up_different_things_when_short_of_vram(profile, spec):
+    plan = plan_5b(card(10.9), profile=profile)
+    assert (plan.spec.precision, plan.spec.placement, plan.spec.window_latents) == spec
+
+
+def test_minimum_vram_takes_the_least_even_when_there_is_plenty():
+    plan = plan_5b(card(100), profile="minimum_vram")
+    assert (plan.spec.precision, plan.spec.placement, plan.decode_tile_px, plan.interpolation_batch) == (
+        "4bit", "ram", 256, 1)
+    assert plan.spec.window_latents == 24
+
+
+def test_memory_stays_in_vram_when_ram_and_vram_are_one():
+    asked = Budget(int(6 * GIB), 0, True, None, "RAM")
+    plan = make_plan(TOY, TOY_VAE, 128, 80, 3.0, MemorySpec("toyworld", 8.0, 3, 3, 6), "minimum_vram", asked)
+    assert plan.spec.placement == "vram"
+    assert (plan.width, plan.height, plan.clip_latents, plan.decode_tile_px) == (128, 80, 6, 0)
+
+
+def test_ladder_leaves_out_what_saves_nothing():
+    asked = Job(NF4_5B, WAN22_VAE, 1280, 704, 8, MemorySpec("longlive_2", 24.0, 8, 8, 8, "4bit", "ram"))
+    assert [rung.steps for rung in ladder(asked, "balanced")] == [()]
+
+
+def test_pinned_steps_are_not_taken():
+    plan = plan_5b(card(9), pinned=frozenset({"int8", "4bit", "window"}))
+    assert (plan.spec.precision, plan.spec.window_latents, plan.spec.placement) == ("model", 24, "ram")
+
+
+def test_each_concession_is_a_sentence_with_its_saving():
+    plan = plan_5b(card(8.0), window_s=8)
+    text = "\n".join(plan.decisions)
+    assert "Size 1280x720 became 1280x704: the model works in steps of 32x32 pixels." in text
+    assert "Frames decoded in tiles of 768 pixels: saves" in text
+    assert "Memory stored in 4 bits (the first seconds in 8): saves" in text
+    assert "Memory kept in RAM: saves" in text
+    assert len(plan.decisions) == steps_kinds(plan) + 1
+    assert all(" of VRAM" in sentence and "-" not in sentence.split("saves")[1] for sentence in plan.decisions[1:])
+
+
+def steps_kinds(plan) -> int:
+    return sum(any(kind in sentence for sentence in plan.decisions) for kind in KINDS)
+
+
+def test_refusal_names_the_phase_what_is_missing_and_a_size_that_fits():
+    with pytest.raises(RuntimeError) as error:
+        plan_5b(card(5.0), size=(1920, 1088))
+    text = str(error.value)
+    assert "1920x1088 does not fit" in text
+    assert "a sampling phase of" in text
+    assert "up to 5.0 GB (a test card)" in text
+    width, height = text.rsplit(". ", 1)[1].split(" would fit.")[0].split("x")
+    plan_5b(card(5.0), size=(int(width), int(height)))
+
+
+def test_refusal_says_so_when_the_weights_alone_are_too_large():
+    with pytest.raises(RuntimeError, match=r"No smaller size helps: the weights alone are 2\.8 GB. Load NF4 weights"):
+        plan_5b(card(2.0))
+
+
+def test_refusal_names_the_disk_when_it_is_full():
+    budget = Budget(100 * GIB, 100 * GIB, False, 10 * 2**20, "a test card")
+    with pytest.raises(RuntimeError, match=r"a decode phase of .* of disk.* 10 MB of free disk"):
+        plan_5b(budget)
+
+
+@pytest.mark.parametrize(("values", "part"), [
+    ((0, 704, 4.0, "balanced"), "width is no size, but got 0"), ((1280, 10**6, 4.0, "balanced"), "height is no size"),
+    ((1280, 704, 0.0, "balanced"), "clip_seconds is no length"), ((1280, 704, math.nan, "balanced"), "clip_seconds"),
+    ((1280, 704, 4.0, "fast"), "unknown profile, but got 'fast'; allowed: balanced, quality"),
+])
+def test_bad_requests_are_refused(values, part):
+    with pytest.raises(ValueError, match=part):
+        check_request(*values)
+
+
+def test_size_below_the_grid_is_refused():
+    with pytest.raises(ValueError, match=r"too small for the model, but got 16x704 pixels; allowed: 32x32"):
+        plan_5b(card(60), size=(16, 704))
+
+
+@pytest.mark.parametrize(("clip_s", "latents"), [(4, 24), (0.1, 8), (4.6, 24), (4.7, 32), (1 / 3, 8), (12, 72)])
+def test_clip_is_rounded_to_whole_chunks(clip_s, latents):
+    assert clip_latents_of(spec_5b(), clip_s) == latents
+
+
+def test_toy_clip_of_three_seconds_is_two_chunks():
+    assert clip_latents_of(MemorySpec("toyworld", 8.0, 3, 3, 6), 3.0) == 6
+
+
+def test_budget_is_what_is_free_less_the_reserve_when_none_is_given():
+    machine = Machine("cuda:0", False, 12 * GIB, 11 * GIB, GIB // 2, 32 * GIB, 20 * GIB)
+    budget = budget_of(machine)
+    assert (budget.vram_bytes, budget.ram_bytes, budget.unified) == (10.5 * GIB, 20 * GIB, False)
+
+
+def test_budget_of_another_card_leaves_room_for_its_desktop():
+    budget = budget_of(Machine("cpu", True, 0, 0, 0, 32 * GIB, 20 * GIB), 12.0)
+    assert budget.vram_bytes == 12 * GIB - 600 * 10**6 - 450 * 2**20
+    assert not budget.unified
+    assert "0.6 GB for the desktop" in budget.text
+    smaller = budget_of(Machine("cuda:0", False, 8 * GIB, 7 * GIB, 0, 32 * GIB, 20 * GIB), 12.0)
+    assert "this card has 7.0 GB of it" in smaller.text
+
+
+def test_budget_refuses_what_is_no_size():
+    for value in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="budget_gb is not a size"):
+            budget_of(CARD_12, value)
+
+
+def test_report_shows_phases_room_and_what_was_not_seen():
+    machine = Machine("cuda:0", False, 12 * GIB, 11 * GIB, 0, 32 * GIB, 24 * GIB, None,
+                      CardView("a card", 12 * GIB, 11 * GIB, GIB, 3 * GIB), ("free disk of the output folder (why)",))
+    budget = budget_of(machine)
+    plan = plan_5b(budget)
+    text = report(plan, machine, budget, ["a note"])
+    row = next(line for line in text.splitlines() if line.startswith("sampling"))
+    peak = plan.phases[1].vram_bytes
+    assert gb(peak) in row
+    assert gb(budget.vram_bytes - peak) in row
+    assert "Other programs hold 3.0 GB of a card." in text
+    assert "Not seen: free disk of the output folder (why)." in text
+    assert "a note" in text
+    assert all(decision in text for decision in plan.decisions)
