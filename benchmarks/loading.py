@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from pathlib import Path
@@ -102,8 +103,6 @@ class PeakSampler:
         self.added_bytes = 0
 
     def __enter__(self) -> PeakSampler:
-        import threading
-
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()

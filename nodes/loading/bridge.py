@@ -123,9 +123,8 @@ class QuantPatcher(comfy.model_patcher.ModelPatcher):
 
     def patch_weight_to_device(self, key: str, device_to: Any = None, inplace_update: bool = False,
                                **options: Any) -> Any:
-        module_name, _, parameter = key.rpartition(".")
-        module = comfy.utils.get_attr(self.model, module_name) if module_name else None
-        if parameter != "weight" or getattr(module, "codec", None) is None:
+        module = self._packed_module(key)
+        if module is None:
             return super().patch_weight_to_device(key, device_to, inplace_update, **options)
         if key in self.patches:
             module.resident_patch = [comfy.model_patcher.LowVramPatch(key, self.patches)]
@@ -137,6 +136,20 @@ class QuantPatcher(comfy.model_patcher.ModelPatcher):
                 if isinstance(module, QuantLinear):
                     module.resident_patch = []
         return super().unpatch_model(device_to, unpatch_weights, **options)
+
+    def patch_hook_weight_to_device(self, hooks: Any, combined_patches: dict, key: str, *rest: Any,
+                                    **options: Any) -> Any:
+        if key in combined_patches and self._packed_module(key) is not None:
+            raise ValueError(message(
+                "LoRA hooks (scheduled LoRAs) need weights that can be written to", f"the NF4 weight {key}",
+                "models loaded with weights 'original'", "Use a LoRA loader instead of a hook, or weights 'original'."))
+        return super().patch_hook_weight_to_device(hooks, combined_patches, key, *rest, **options)
+
+    def _packed_module(self, key: str) -> QuantLinear | None:
+        """The QuantLinear whose packed bytes are the parameter `key`."""
+        name, _, parameter = key.rpartition(".")
+        module = comfy.utils.get_attr(self.model, name) if name and parameter == "weight" else None
+        return module if getattr(module, "codec", None) is not None else None
 
 
 def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = formats.MIN_BYTES,
@@ -176,20 +189,26 @@ def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = formats.
     Reduced UMT5 encoders are built with the sizes of their tensors, which ComfyUI's own loader cannot do. embeddings:
     folders of textual inversions.
     """
+    if weights == "original" and not _is_packed(path):
+        clip = _load_original_clip(path, embeddings)
+        return clip, formats.describe_original(Path(path), clip.patcher.model_size())
     checkpoint = formats.read_checkpoint(path, formats.TEXT_ENCODERS)
     config = formats.umt5_config(checkpoint)
-    if weights == "original" and not _is_packed(path):
-        if config.items() >= UMT5_XXL.items():
-            clip = comfy.sd.load_clip([path], embedding_directory=embeddings, clip_type=comfy.sd.CLIPType.WAN)
-        else:
-            clip = _build_clip(comfy.utils.load_torch_file(path, safe_load=True), config, checkpoint, embeddings)
-        return clip, formats.describe_original(Path(path), clip.patcher.model_size())
     plan = formats.plan_layers(checkpoint, min_bytes)
     device = comfy.model_management.text_encoder_device()
     clip = _build_clip(read_weights(checkpoint, plan, device, progress), config, checkpoint, embeddings,
                        custom_operations=QuantOperations)
     _exchange_patcher(clip)
     return clip, formats.describe_load(checkpoint, plan, clip.patcher.model_size())
+
+
+def _load_original_clip(path: str, embeddings: list[str] | None) -> comfy.sd.CLIP:
+    checkpoint = formats.recognise(path, formats.TEXT_ENCODERS) if _is_safetensors(path) else None
+    if checkpoint is not None:
+        config = formats.umt5_config(checkpoint)
+        if not config.items() >= UMT5_XXL.items():
+            return _build_clip(comfy.utils.load_torch_file(path, safe_load=True), config, checkpoint, embeddings)
+    return comfy.sd.load_clip([path], embedding_directory=embeddings, clip_type=comfy.sd.CLIPType.WAN)
 
 
 def _build_clip(state: dict[str, torch.Tensor], config: dict[str, Any], checkpoint: formats.Checkpoint,
@@ -231,8 +250,11 @@ def _refuse_incomplete(missing: list[str], checkpoint: formats.Checkpoint) -> No
 
 
 def _is_packed(path: str) -> bool:
-    if Path(path).suffix not in (".safetensors", ".sft"):
+    if not _is_safetensors(path):
         return False
     headers, _ = formats.read_header(path)
     return any(codec.is_stored(headers, name) for codec in CODECS for name in headers)
 
+
+def _is_safetensors(path: str) -> bool:
+    return Path(path).suffix.lower() in (".safetensors", ".sft")

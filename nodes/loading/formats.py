@@ -96,6 +96,20 @@ class LayerPlan:
 
 def read_checkpoint(path: str | Path, families: tuple[Family, ...]) -> Checkpoint:
     """Read the header of a safetensors file and recognise it; raises ValueError for anything else."""
+    checkpoint = recognise(path, families)
+    if checkpoint is not None:
+        return checkpoint
+    headers, _ = read_header(path)
+    looked_for = "; ".join(f"{family.title} ({', '.join(family.markers)})" for family in families)
+    raise ValueError(message(
+        f"'{Path(path).name}' must be a checkpoint that this node knows",
+        f"a file with {len(headers)} tensors, the first named {next(iter(headers), None)!r}",
+        f"{looked_for}, with or without one of the prefixes {', '.join(filter(None, PREFIXES))}",
+        "Choose another file, or set weights to 'original' to load it as ComfyUI would."))
+
+
+def recognise(path: str | Path, families: tuple[Family, ...]) -> Checkpoint | None:
+    """The file as one of `families`, or None; raises ValueError for files that are not safetensors."""
     headers, metadata = read_header(path)
     for family in families:
         for prefix in PREFIXES:
@@ -103,12 +117,7 @@ def read_checkpoint(path: str | Path, families: tuple[Family, ...]) -> Checkpoin
                 named = {key.removeprefix(prefix): header for key, header in headers.items() if key.startswith(prefix)}
                 tensors = {name: header for name, header in named.items() if not name.startswith(family.ignore)}
                 return Checkpoint(Path(path), family, tensors, metadata)
-    looked_for = "; ".join(f"{family.title} ({', '.join(family.markers)})" for family in families)
-    raise ValueError(message(
-        f"'{Path(path).name}' must be a checkpoint that this node knows",
-        f"a file with {len(headers)} tensors, the first named {next(iter(headers), None)!r}",
-        f"{looked_for}, with or without one of the prefixes {', '.join(filter(None, PREFIXES))}",
-        "Choose another file, or set weights to 'original' to load it as ComfyUI would."))
+    return None
 
 
 def read_header(path: str | Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:

@@ -256,7 +256,7 @@ def _level_pairs(device: torch.device) -> torch.Tensor:
 
 def _chunks(values: int, block_size: int, device: torch.device) -> Iterator[slice]:
     """Slices of whole blocks that fit a CPU cache (or 1 GB of a GPU), then the last, short block."""
-    step = 1 << (17 if device.type == "cpu" else 26)
+    step = 1 << (18 if device.type == "cpu" else 26)
     whole = values - values % block_size
     for start in range(0, whole, step):
         yield slice(start, min(start + step, whole))

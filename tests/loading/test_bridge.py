@@ -165,6 +165,12 @@ def test_clones_share_weights_but_not_loras(nf4_model: Any, unpacked_model: Any,
     assert torch.equal(velocity(load_with_core(nf4_model), reference), plain)
 
 
+def test_lora_hooks_are_refused_because_bytes_cannot_be_patched(nf4_model: Any) -> None:
+    key = "diffusion_model.blocks.0.ffn.0.weight"
+    with pytest.raises(ValueError, match=r"LoRA hooks .* but got the NF4 weight diffusion_model.blocks.0.ffn.0.weight"):
+        nf4_model.patch_hook_weight_to_device(None, {key: []}, key, {}, None)
+
+
 def test_bitsandbytes_files_load_as_they_are(bridge: ModuleType, dit: Path, nf4_model: Any, reference: dict,
                                              tmp_path: Path) -> None:
     from pack.nodes.loading import formats
@@ -245,6 +251,16 @@ def test_quantised_text_encoder_equals_its_unpacked_weights(bridge: ModuleType, 
     theirs, _ = bridge.load_text_encoder(str(tmp_path / "unpacked.safetensors"), "original")
     ours, theirs = (clip.encode_from_tokens(clip.tokenize(PROMPT)) for clip in (ours, theirs))
     assert relative(ours, theirs) < 1e-5
+
+
+def test_full_size_encoder_keeps_cores_sizes(bridge: ModuleType) -> None:
+    """The sizes that send a file to core's own loader are those of core's configuration."""
+    import json
+
+    import comfy.text_encoders.wan
+
+    config = json.loads((Path(comfy.text_encoders.wan.__file__).parent / "umt5_config_xxl.json").read_text())
+    assert config.items() >= bridge.UMT5_XXL.items()
 
 
 def test_loading_an_encoder_leaves_nothing_on_cores_list(bridge: ModuleType, toyworld: Path) -> None:
