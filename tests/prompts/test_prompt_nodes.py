@@ -54,3 +54,19 @@ def test_prompt_for_clip_refuses_an_index_outside_the_film(prompt_nodes):
         prompt_nodes.PromptForClip.execute(None, timeline, 10)
     with pytest.raises(ValueError, match="needs a text encoder"):
         prompt_nodes.PromptForClip.execute(None, timeline, 9)
+
+
+def test_prompt_for_clip_encodes_as_core_does(prompt_nodes, toyworld):
+    import torch
+    from pack.nodes.loading.bridge import load_text_encoder
+
+    clip, _ = load_text_encoder(str(toyworld / "toyworld_te_fp16.safetensors"), "original")
+    timeline = prompt_nodes.PromptSchedule.execute(**VALUES).result[0]
+    positive, text = prompt_nodes.PromptForClip.execute(clip, timeline, 0).result
+    assert text == "a red star hero with a blue hat spins in the cave"
+    expected = clip.encode_from_tokens_scheduled(clip.tokenize("a red star hero with a blue hat spins in the cave"))
+    assert positive[0][0].shape == (1, 512, 4096)
+    assert torch.equal(positive[0][0], expected[0][0])
+    other, text = prompt_nodes.PromptForClip.execute(clip, timeline, 1).result
+    assert text == "the hero spins in the cave"
+    assert not torch.equal(other[0][0], expected[0][0])
