@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,21 @@ def load_all_nodes() -> list:
 def toyworld() -> Path:
     """Folder of the bundled demo checkpoint."""
     return ROOT / "demo" / "toyworld"
+
+
+@pytest.fixture(scope="session")
+def server(toyworld: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """One real ComfyUI for the whole session, with the pack linked in and the demo checkpoint on offer.
+
+    `server.client` talks to it (get, post, run, ...), `server.output` is its output folder, `server.log` its
+    log file.
+    """
+    from pack.scripts.harness.comfyui_source import check_version
+    from pack.scripts.harness.environment import Environment
+    from pack.scripts.harness.server import ComfyUIServer
+
+    comfyui = Path(COMFYUI)
+    environment = Environment(Path(sys.executable), comfyui, check_version(comfyui), ours=False)
+    folder = tmp_path_factory.mktemp("server")
+    with ComfyUIServer(environment, folder / "output", folder / "comfyui.log", (toyworld,)) as running:
+        yield running
