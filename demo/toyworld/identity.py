@@ -1,7 +1,7 @@
 """Is it still the same hero? Scores frames of the toy world against the identity that was asked for.
 
-Works on the model's own 128x80 pixels, on the CPU, with torch and numpy only. A clip is judged on its last half, when the
-memory rather than the cut decides what is seen. Chance: body 0.17, hat 0.20, shape 0.25, all three 0.008.
+Works on the model's own 128x80 pixels, on the CPU, with torch and numpy only. A clip is judged on its last half, well
+after the cut. Chance: body 0.17, hat 0.20, shape 0.25, all three 0.008.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parent / "training"))  # appended: shadows no module of the host
 
-from classify import NONE, classify  # noqa: E402
-from world import COLORS, HEIGHT, SHAPES, WIDTH  # noqa: E402
+from classify import NONE, classify
+from world import COLORS, HEIGHT, SHAPES, WIDTH
 
 _IDENTITY = re.compile(
     rf"a (?P<body>{'|'.join(COLORS)}) (?P<shape>{'|'.join(SHAPES)}) hero with a (?P<hat>{'|'.join(COLORS)}) hat"
@@ -37,7 +37,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Retention:
-    """Per clip, whether it shows the body colour, hat colour and shape that were asked for, and all three; bool [clips]."""
+    """Per clip, whether it shows the body colour, the hat colour, the shape asked for, and all three; bool [clips]."""
 
     body: np.ndarray
     hat: np.ndarray
@@ -58,7 +58,7 @@ def parse_identity(prompt: str) -> Identity:
 
 
 def score_clip(frames: np.ndarray) -> Identity:
-    """Who is in frames uint8 [T, 80, 128, 3]; ValueError for another size or type (enlarged frames: reduce them first)."""
+    """Who is in frames uint8 [T, 80, 128, 3]; ValueError for another size or type."""
     if frames.ndim != 4 or frames.shape[1:] != (HEIGHT, WIDTH, 3) or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(
             f"Toy-world scoring needs frames at the model's own size, but got shape {tuple(frames.shape)} of "

@@ -1,8 +1,8 @@
 """Identity retention over many 4-clip films, the tables of the model card.
 
 Clip 1 names the hero, clips 2 to 4 do not (except `reanchor`); all conditions share prompts and noise. Judged on the
-second chunk of every clip, decoded on its own. A condition is `full`, `none`, `window`, `window3`, `reanchor`, `nf4` or a
-K/V precision of fake_quant.py; with the prefix `empty-` clip 3 shows an empty scene.
+second chunk of every clip, decoded on its own. A condition is `full`, `none`, `window`, `window3`, `reanchor`, `nf4` or
+a K/V precision of fake_quant.py; with the prefix `empty-` clip 3 shows an empty scene.
 
     python evaluate.py FOLDER [--films 48] [--conditions full,none,...] [--json OUT.json]
 """
@@ -71,7 +71,8 @@ def evaluate(models: tuple[WanDiT, WanVAE, TextEncoder], condition: str, films: 
     name = condition.removeprefix("empty-")
     plan = plan_films(films, EMPTY_CLIP if name != condition else None)
     latents = _generate(models, name, [film.prompts(range(CLIPS) if name == "reanchor" else (0,)) for film in plan])
-    hits = np.array([_judge(models[1], film, one) for film, one in zip(plan, latents, strict=True)])  # [films, clips, 3]
+    hits = [_judge(models[1], film, one) for film, one in zip(plan, latents, strict=True)]
+    hits = np.array(hits)  # [films, clips, 3]
     all_three = hits.all(2)
     actions = np.array([film.actions for film in plan])[:, 1:]
     by_action = {

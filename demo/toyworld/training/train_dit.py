@@ -76,7 +76,8 @@ def train_dit(settings: DitTraining) -> Path:
     videos = encode_videos(vae, settings.videos, settings.chunks, 10_000_000 * settings.seed, device)
     validation = encode_videos(vae, settings.validation_videos, settings.chunks, VALIDATION_SEED, device)
     model = WanDiT(feed_forward_dim=settings.feed_forward_dim, layers=settings.layers).to(device)
-    loss = FlowLoss(model, settings, device)
+    used = torch.cat([videos.captions, validation.captions]).unique()
+    loss = FlowLoss(model, settings, used)
     average = {key: value.detach().clone() for key, value in model.state_dict().items()}
     first_step = _resume(settings.resume, model, average, device) if settings.resume else 0
     step = _optimise(model, loss, videos, average, first_step, settings)
@@ -107,12 +108,16 @@ def encode_videos(vae: WanVAE, videos: int, chunks: int, seed: int, device: str,
 
 
 class FlowLoss:
-    """The flow-matching loss of a batch of videos, with all prompts embedded beforehand."""
+    """The flow-matching loss of a batch of videos, with the prompts in use embedded beforehand."""
 
-    def __init__(self, model: WanDiT, settings: DitTraining, device: str) -> None:
-        self.model, self.shift, self.device, self.chunks = model, settings.shift, device, settings.chunks
+    def __init__(self, model: WanDiT, settings: DitTraining, used: Tensor) -> None:
+        self.model, self.shift, self.chunks, self.device = model, settings.shift, settings.chunks, used.device.type
+        device, captions = self.device, caption_table()[0]
         encoder = TextEncoder(load_file(settings.text_encoder), device)
-        self.text, self.text_bias = embed_captions(encoder, caption_table()[0], _storage_dtype(device))
+        texts = [captions[row] for row in used.tolist()]
+        self.text, self.text_bias = embed_captions(encoder, texts, _storage_dtype(device))
+        self.row = torch.zeros(len(captions), dtype=torch.long, device=device)  # of a caption in self.text
+        self.row[used] = torch.arange(len(used), device=device)
         slots = [memory_slots(settings.chunks, sink, window) for sink, window, _ in MEMORIES]
         self.slots = torch.stack(slots).to(device)  # [memories, chunks, 3]
         self.shares = torch.tensor([share for _, _, share in MEMORIES], device=device)
@@ -153,7 +158,8 @@ class FlowLoss:
     ) -> Tensor:
         level = sigma[:, :, None, None, None, None]
         noisy = (1 - level) * clean + level * noise
-        text = (self.text[captions], self.text_bias[captions])
+        rows = self.row[captions]
+        text = (self.text[rows], self.text_bias[rows])
         with _autocast(self.device):
             predicted = velocity(self.model, remembered, noisy, sigma, text, self.slots[memory], run_block)
         return (predicted.float() - (noise - clean)).pow(2).mean((2, 3, 4, 5))
