@@ -23,7 +23,7 @@ FEATURES = 4  # channels of an image's encoding
 HIDDEN = 8  # channels that a block hands to the next, besides 4 of flow and 1 of mask
 MULTIPLE = 64  # sides must divide by it: the coarsest block (1/16) halves the image twice more
 SLOPE = 0.2
-VALUES_PER_PIXEL = 160  # peak of live activations, measured with torch's allocator at 1280x704, see interpolation_bytes
+VALUES_PER_PIXEL = 155  # peak of live tensors as torch's profiler counts them: 154 for one frame, 135 each for four
 
 
 def interpolation_bytes(width: int, height: int, frames_per_call: int, dtype_bytes: int) -> int:

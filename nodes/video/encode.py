@@ -150,7 +150,7 @@ class _Writer:
         else:
             frame = frame.reformat(format=context.pix_fmt)
         frame.pts, frame.time_base = self.frames, 1 / self.fps
-        self._mux(self.video.encode(frame))
+        self.container.mux(self.video.encode(frame))
         self.frames += 1
         if self.sound:
             self.sound.encode_until(self.frames / self.fps)
@@ -160,16 +160,11 @@ class _Writer:
         if self.video is None:
             raise ValueError(message(f"The video {path.name!r} needs frames", "none", "one frame or more",
                                      "Connect clips or images that are not empty."))
-        self._mux(self.video.encode(None))
+        self.container.mux(self.video.encode(None))
         if self.sound:
             self.sound.close()
         context = self.video.codec_context
         return VideoFacts(self.frames, self.fps, context.width, context.height)
-
-    def _mux(self, packets: list[av.Packet]) -> None:
-        for packet in packets:
-            packet.duration = packet.duration or 1  # one frame; the last one would otherwise last no time
-            self.container.mux(packet)
 
 
 class _AudioTrack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -133,6 +134,28 @@ def test_abandoned_reroll_is_given_up_when_another_starts(tmp_path):
     save(run, 0, "third")
     assert [take.fingerprint for take in run.takes()] == ["third"]
     assert not list(tmp_path.glob("clip_000.take2*"))
+
+
+def test_kill_in_the_middle_of_a_write_harms_no_file(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    save(run, 0, "a")
+    take = run.begin(1, "b", "d", "v")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real = Path.write_text
+
+    def half(path: Path, text: str, **options: object) -> None:
+        real(path, text[: len(text) // 2], **options)
+        raise Killed
+
+    for act in (lambda: run.put(take, "latents", writer("latents")), lambda: run.finish(replace(take, files={}))):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Path, "write_text", half)
+            patch.setattr(Path, "unlink", lambda *_args, **_options: None)  # kill -9 cleans nothing up
+            act()
+        left = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".tmp"}
+        assert left == before
+    save(RunFolder(tmp_path), 1, "b")
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_cancelled_write_leaves_no_half_file_and_resumes(tmp_path):
