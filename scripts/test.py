@@ -25,7 +25,8 @@ CHROMIUM_PLACES = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Set up what the tests need, then run ruff and pytest.")
+    parser = argparse.ArgumentParser(description="Set up what the tests need, then run ruff and pytest.",
+                                     allow_abbrev=False)
     parser.add_argument("--fast", action="store_true", help="leave out the browser tests and the long ones")
     parser.add_argument("--install-chromium", action="store_true",
                         help="install Debian's chromium when there is none (root on Debian or Ubuntu; used by .ci/run)")

@@ -46,6 +46,11 @@ if COMFYUI:
     _start_comfyui()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-published", action="store_true",
+                     help="write the ids of all nodes, inputs and outputs anew to tests/schema/published.json")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if COMFYUI:
         return
@@ -63,6 +68,12 @@ def load_all_nodes() -> list:
     sys.modules["pack.nodes"] = module
     spec.loader.exec_module(module)
     return module.NODE_CLASSES
+
+
+@pytest.fixture(scope="session")
+def node_classes() -> list:
+    """All node classes of the pack, in menu order (needs ComfyUI)."""
+    return load_all_nodes()
 
 
 @pytest.fixture(scope="session")
