@@ -27,7 +27,6 @@ FLOAT32, FLOAT16 = 4, 2
 TEXT_TOKENS, TEXT_DIM, TEXT_FFN, TEXT_HEADS = 512, 4096, 10240, 64  # UMT5-XXL, the text encoder of every Wan
 WORKSPACE_BYTES = 64 * 2**20  # measured above the trace: cuBLAS workspace (32 MiB) and the allocator's rounding
 ROTATION_BYTES = 1024 + 1024  # per token: the float32 rotation table, [64, 2, 2] values, and once more while it is made
-RESIDENT_LAYERS = 2  # a memory in RAM has one layer on the card and the next on its way
 
 # Peak of live values per decoded pixel and per base channel of the decoder, workspaces included, measured; the caches
 # of the causal convolutions (1784 values per pixel for Wan 2.2, 2365 for Wan 2.1, traced) are part of it.
@@ -126,14 +125,13 @@ def memory_bytes(job: Job, latents: int) -> int:
 
 
 def resident_memory_bytes(job: Job) -> int:
-    """K/V on the device while sampling: in VRAM all of it and the chunk being committed; in RAM that chunk, which is
-    collected over all layers before it leaves, and the layers being read."""
+    """K/V on the device while sampling: in VRAM all of it and the chunk being committed; in RAM one layer of the chunk
+    that is being read and one of the chunk that is being committed."""
     spec, facts = job.spec, job.facts
     collected = _chunk_bytes(job, "int8" if spec.precision == "4bit" and spec.sink_latents else spec.precision)
-    stored = memory_bytes(job, spec.capacity_latents)
     if spec.placement == "vram":
-        return stored + collected
-    return collected + stored * min(RESIDENT_LAYERS, facts.layers) // facts.layers
+        return memory_bytes(job, spec.capacity_latents) + collected
+    return 2 * collected // facts.layers
 
 
 def forward_bytes(job: Job) -> int:
@@ -158,14 +156,19 @@ def forward_bytes(job: Job) -> int:
 def recall_bytes(job: Job) -> int:
     """Scratch of one layer's remembered K and V on their way into the attention, traced.
 
-    Per value of K: the joined keys and values in the compute dtype, four float32 temporaries of the turning, and the
-    unpacked K and V of every block where the blocks are packed or lie in RAM.
+    The joined keys and values of memory and chunk in the compute dtype; for the one chunk that is being unpacked, per
+    value of K, four float32 temporaries of the turning and its result, and the unpacked K and V where the memory is
+    packed or lies in RAM.
     """
     facts, spec = job.facts, job.spec
-    tokens = spec.capacity_latents * tokens_per_latent(facts, job.width, job.height)
+    if spec.capacity_latents == 0:
+        return 0
+    per_latent = tokens_per_latent(facts, job.width, job.height)
+    remembered, chunk = spec.capacity_latents * per_latent, spec.chunk_latents * per_latent
     as_stored = spec.precision == "model" and spec.placement == "vram"
-    per_value = facts.dtype_bytes + 4 * FLOAT32 + (0 if as_stored else 2 * facts.dtype_bytes)
-    return tokens * (facts.dim * per_value + ROTATION_BYTES // 2)
+    per_value = 4 * FLOAT32 + facts.dtype_bytes + (0 if as_stored else 2 * facts.dtype_bytes)
+    joined = 2 * (remembered + chunk) * facts.dim * facts.dtype_bytes
+    return joined + chunk * facts.dim * per_value + remembered * ROTATION_BYTES // 2
 
 
 def latents_bytes(job: Job) -> int:

@@ -7,7 +7,6 @@ of the chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +21,13 @@ class LayerKV:
     k: Packed
     v: Packed
 
+    def to(self, device: torch.device | str) -> LayerKV:
+        return LayerKV(*(packed.map(lambda tensor: tensor.to(device)) for packed in (self.k, self.v)))
+
     def unpack(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """(k, v), each [B, S, H, D] in dtype on device; moved packed, unpacked there."""
-        k, v = (packed.map(lambda t: t.to(device, non_blocking=True)) for packed in (self.k, self.v))
-        return unpack(k, dtype), unpack(v, dtype)
+        moved = self.to(device)
+        return unpack(moved.k, dtype), unpack(moved.v, dtype)
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,9 @@ class BlockKV:
 
     layers: tuple[LayerKV, ...]
 
-    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> BlockKV:
-        return BlockKV(tuple(LayerKV(layer.k.map(function), layer.v.map(function)) for layer in self.layers))
-
     def to(self, device: torch.device | str) -> BlockKV:
         """The same cache on another device; tensors that are already there are shared, not copied."""
-        return self.map(lambda tensor: tensor.to(device))
+        return BlockKV(tuple(layer.to(device) for layer in self.layers))
 
     @property
     def nbytes(self) -> int:

@@ -67,7 +67,7 @@ class Forget(io.ComfyNode):
             "memory",
             node_id="VideoMemoryForget",
             display_name="Forget",
-            description="The same place in the film with nothing remembered: for a new hero, or to see what memory does.",
+            description="The same place in the film with nothing remembered: for a new hero, or to compare.",
             search_aliases=["reset memory", "cut"],
             inputs=[field(VideoMemoryIO, "memory", tooltip="The memory after any clip.")],
             outputs=[VideoMemoryIO.Output(id="forgotten", display_name="memory",

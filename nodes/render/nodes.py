@@ -19,7 +19,7 @@ from ..common.compat import (
 )
 from ..common.types import PromptTimeline, RenderPlan, VideoMemory
 from ..prompts.timeline import re_resolve
-from ..video.run_folder import RunFolder
+from ..video.run_folder import RunFolder, run_path
 from .expansion import Film, Sources, count_reused, expand, fingerprints, status
 
 
@@ -79,7 +79,8 @@ class RenderShort(io.ComfyNode):
         graph = GraphBuilder()
 
         def is_sampled(i: int) -> bool:
-            return folder.is_sampled(i, prints[i])
+            take = folder.saved(i, prints[i])
+            return take is not None and "memory" in take.files
 
         clips, after = expand(lambda kind, id, **inputs: graph.node(kind, id, **inputs).out, sources, timeline, prints,
                               is_sampled)
@@ -88,7 +89,7 @@ class RenderShort(io.ComfyNode):
 
 
 def _run_folder(run_name: str) -> RunFolder:
-    return RunFolder.open(os.path.join(folder_paths.get_output_directory(), "videomemory"), run_name)
+    return RunFolder(run_path(os.path.join(folder_paths.get_output_directory(), "videomemory"), run_name))
 
 
 NODES = [RenderShort]

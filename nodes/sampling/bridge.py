@@ -32,13 +32,15 @@ KEY = "videomemory"
 class MemoryHook:
     """The state of one forward: what is remembered, and whether this forward's clean K/V are collected.
 
-    remembered: the blocks' caches in position order, already on the device or not. precision: format for collecting,
-    or None when this forward only reads. collected: one LayerKV per layer, in order, after a collecting forward.
+    remembered: the blocks' caches in position order, already on the device or not. latents: how many they are.
+    precision: format for collecting, or None when this forward only reads. rests_in_ram: collected layers leave the
+    device one by one. collected: one LayerKV per layer, in order, after a collecting forward.
     """
 
     remembered: tuple[BlockKV, ...] = ()
     latents: int = 0
     precision: str | None = None
+    rests_in_ram: bool = False
     collected: list[LayerKV] = field(default_factory=list)
 
     def __call__(self, executor: Any, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor,
@@ -84,21 +86,35 @@ class MemoryHook:
             if calls > 1:
                 return attend(q, k, v, heads, **kwargs)
             if self.precision is not None:
-                self.collected.append(pack_layer(unrotate(_by_head(k, heads), table), _by_head(v, heads),
-                                                 self.precision))
+                self._collect(unrotate(_by_head(k, heads), table), _by_head(v, heads))
             if self.remembered:
-                past_k, past_v = self._recall(layer, k, heads, memory_table)
-                k, v = torch.cat((past_k, k), 1), torch.cat((past_v, v), 1)
+                k, v = self._recall(layer, k, v, memory_table)
             return attend(q, k, v, heads, **kwargs)
 
         return override
 
-    def _recall(self, layer: int, like: torch.Tensor, heads: int,
-                memory_table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Remembered K (turned to its position) and V of one layer, each [B, S, heads * head_dim] like the chunk's."""
-        pairs = [block.layers[layer].unpack(like.dtype, like.device) for block in self.remembered]
-        k = rotate(torch.cat([pair[0] for pair in pairs], 1), memory_table)
-        return k.flatten(2), torch.cat([pair[1] for pair in pairs], 1).flatten(2)
+    def _collect(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        kept = pack_layer(k, v, self.precision)
+        self.collected.append(kept.to("cpu") if self.rests_in_ram else kept)
+
+    def _recall(self, layer: int, k: torch.Tensor, v: torch.Tensor,
+                table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer's K (turned to its position) and V with the chunk's own behind: [B, memory + S, heads * head_dim].
+
+        Filled block by block, so that beside the result only one block is ever unpacked.
+        """
+        remembered = table.shape[1]
+        shape = (k.shape[0], remembered + k.shape[1], k.shape[2])
+        all_k, all_v = k.new_empty(shape), v.new_empty(shape)
+        all_k[:, remembered:], all_v[:, remembered:] = k, v
+        start = 0
+        for block in self.remembered:
+            past_k, past_v = block.layers[layer].unpack(k.dtype, k.device)
+            stop = start + past_k.shape[1]
+            all_k[:, start:stop] = rotate(past_k, table[:, start:stop]).flatten(2)
+            all_v[:, start:stop] = past_v.flatten(2)
+            start = stop
+        return all_k, all_v
 
 
 class MemorySampler(comfy.samplers.Sampler):
@@ -117,12 +133,13 @@ class MemorySampler(comfy.samplers.Sampler):
         def forward(x: torch.Tensor, sigma: float, memory: VideoMemory, precision: str | None) -> torch.Tensor:
             self.hook.remembered = tuple(block.kv for block in memory.blocks)
             self.hook.latents = sum(block.length for block in memory.blocks)
+            self.hook.rests_in_ram = memory.spec.placement == "ram"
             self.hook.precision, self.hook.collected = precision, []
             return model_wrap(x, torch.full((1,), sigma, device=device), **extra_args)
 
         def encode(x0: torch.Tensor, memory: VideoMemory) -> BlockKV:
             forward(x0, 0.0, memory, _block_precision(memory))
-            return _rest(BlockKV(tuple(self.hook.collected)), memory.spec.placement)
+            return BlockKV(tuple(self.hook.collected))
 
         model = ClipModel(lambda x, sigma, memory: forward(x, sigma, memory, None), encode, device)
         preview = None if callback is None else lambda i, x, x0: callback(i, x0, x, sigmas.shape[0] - 1)
@@ -187,16 +204,17 @@ def _block_precision(memory: VideoMemory) -> str:
     return memory.spec.precision
 
 
-def _rest(kv: BlockKV, placement: str) -> BlockKV:
-    return kv.to("cpu") if placement == "ram" else kv
-
-
 def _reserve(facts: ModelFacts, memory: VideoMemory, geometry: Geometry, preset: Preset) -> Any:
     """A PREPARE_SAMPLING wrapper: ComfyUI estimates one chunk (not the clip) plus the K/V cache it cannot know of."""
     spec = memory.spec
     tokens = -(-geometry.height // facts.patch[1]) * -(-geometry.width // facts.patch[2])
-    resident = spec.capacity_latents if spec.placement == "vram" else 0
-    cache = kv_bytes(facts.layers, facts.heads, facts.head_dim, resident * tokens, spec.precision, facts.dtype_bytes)
+
+    def bytes_of(latents: int, precision: str) -> int:
+        return kv_bytes(facts.layers, facts.heads, facts.head_dim, latents * tokens, precision, facts.dtype_bytes)
+
+    sink = "int8" if spec.precision == "4bit" else spec.precision
+    cache = bytes_of(spec.sink_latents, sink) + bytes_of(spec.window_latents + preset.chunk, spec.precision)
+    cache = cache if spec.placement == "vram" else 0
 
     def wrapper(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
         shape = [noise_shape[0], noise_shape[1], preset.chunk, *noise_shape[3:]]
