@@ -106,7 +106,7 @@ def test_context_hides_the_join(toy_vae, film):
     by_context = {k: psnr(streamed(toy_vae, film[:, :, join : join + 2], film[:, :, join - k : join]), wanted)
                   for k in (1, CONTEXT_LATENTS)}
     assert by_context[1] < 45
-    assert by_context[CONTEXT_LATENTS] > 58.9  # what rounding to 8 bits costs
+    assert by_context[CONTEXT_LATENTS] > 58
 
 
 @pytest.mark.comfy
