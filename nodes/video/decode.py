@@ -33,8 +33,8 @@ from ..common.types import TEMPORAL_STRIDE
 # 4 is the first whose error lies below what rounding to 8 bits costs anyway (58.9 dB).
 CONTEXT_LATENTS = 4
 
-# Given a batch of one with no more values than this in its first four dimensions, torch's 3D convolution on a CPU leaves
-# oneDNN for a loop ten times slower. Small decoders are fed two copies then: half the time on the demo's VAE.
+# Given a batch of one with no more values than this in its first four dimensions, torch's 3D convolution on a CPU
+# leaves oneDNN for a loop ten times slower. Small decoders are fed two copies then: half the time on the demo's VAE.
 SLOW_CONV_VALUES = 20480
 
 TILE_OVERLAP = 0.25  # of the tile's side; the blend ramp is as wide
