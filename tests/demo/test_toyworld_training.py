@@ -48,8 +48,8 @@ def test_slots_hold_what_the_memory_holds(sink: int, window: int, last: list[int
 
 def test_vae_training_writes_a_file_that_loads(tmp_path: Path) -> None:
     phase = Phase(frames=9, width=32, batch=1, decoded_latents=2, share=1.0)
-    sizes = {"short_videos": 1, "long_videos": 1, "validation_videos": 1, "phases": (phase,)}
-    path = train_vae(VaeTraining(tmp_path, seconds=FOREVER, steps=2, **sizes))
+    sizes = {"short_videos": 1, "long_videos": 1, "validation_videos": 1, "validation_chunks": 1}
+    path = train_vae(VaeTraining(tmp_path, seconds=FOREVER, steps=2, phases=(phase,), **sizes))
     tensors = load_file(path)
     vae = WanVAE.from_state_dict(tensors)
     torch.manual_seed(1)

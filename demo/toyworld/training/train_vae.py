@@ -22,10 +22,11 @@ from vae import LATENT_CHANNELS, WanVAE, fold_latent_scale, normalise_latents
 from world import HEIGHT, WIDTH, frames_of_chunks, sample_specs
 
 FILE = "toyworld_vae_fp16.safetensors"
-SHORT_CHUNKS, LONG_CHUNKS, VALIDATION_CHUNKS = 2, 5, 8
+SHORT_CHUNKS, LONG_CHUNKS = 2, 5
 WARM_UP_STEPS, STEADY_SHARE, MIN_RATE = 200, 0.25, 0.01
 EMA_STEPS, EMA_DECAY = 4, 0.995
 NOISY_SHARE, LATER_START_SHARE = 0.7, 0.45  # videos whose latents get noise; videos decoded from a later latent
+VALIDATION_SEED = 5_000_000
 LOG_SECONDS = 20
 
 
@@ -56,6 +57,7 @@ class VaeTraining:
     short_videos: int = 2560
     long_videos: int = 384
     validation_videos: int = 32
+    validation_chunks: int = 8
     phases: tuple[Phase, ...] = (Phase(17, 64, 4, 3, 0.62), Phase(21, WIDTH, 4, 6, 0.20), Phase(57, WIDTH, 2, 14, 0.18))
 
 
@@ -236,8 +238,8 @@ def _values(vae: WanVAE) -> list[Tensor]:
 @torch.no_grad()
 def _finish(vae: WanVAE, settings: VaeTraining, step: int, device: str) -> Path:
     """Fold the latents' scale in, write the file and print how good the file is."""
-    videos = settings.validation_videos
-    pixels = _video_pool(videos, VALIDATION_CHUNKS, 5000000, device, batch=8).float() / 127.5 - 1
+    videos, chunks = settings.validation_videos, settings.validation_chunks
+    pixels = _video_pool(videos, chunks, VALIDATION_SEED, device, batch=8).float() / 127.5 - 1
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         latents = torch.cat([vae.encode(part).float() for part in pixels.split(4)])
         fold_latent_scale(vae, latents.mean((0, 1, 3, 4)), latents.std((0, 1, 3, 4)))
