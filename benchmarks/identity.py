@@ -97,7 +97,9 @@ def device_name() -> str:
     """The GPU torch would use, otherwise the processor and the number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 @cache
