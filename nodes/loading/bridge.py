@@ -23,7 +23,8 @@ import torch
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
 from . import formats, nf4
-from .streaming import read_weights
+from .files import is_safetensors
+from .streaming import map_weights, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -156,12 +157,11 @@ def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = forma
                          progress: Progress = SILENT) -> tuple[comfy.model_patcher.ModelPatcher, str]:
     """A MODEL and the report of how it was loaded.
 
-    weights: "nf4" quantises on load (or reads a file that is NF4 already), "original" leaves the file to ComfyUI.
+    weights: "nf4" quantises on load (or reads a file that is NF4 already), "original" leaves the weights to ComfyUI.
     min_bytes: smaller weights stay in high precision. Raises ValueError for files that are not what was asked for.
     """
     if weights == "original" and not _is_packed(path):
-        model = comfy.sd.load_diffusion_model(path)
-        return model, formats.describe_original(Path(path), model.model_size())
+        return _load_original_model(path)
     checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
     plan = formats.plan_layers(checkpoint, min_bytes)
     load_device = comfy.model_management.get_torch_device()
@@ -172,10 +172,7 @@ def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = forma
     extra = {"disable_dynamic": True} if "disable_dynamic" in inspect.signature(load).parameters else {}
     state = read_weights(checkpoint, plan, load_device, progress)
     loaded = load(state, model_options=options, metadata=checkpoint.metadata, **extra)
-    if loaded is None:
-        raise ValueError(message(
-            f"'{path}' must be a diffusion model", f"a {checkpoint.family.title} of a shape that ComfyUI cannot place",
-            "models of the installed ComfyUI", "Update ComfyUI, or choose another file."))
+    _refuse_unplaced(loaded, checkpoint)
     _refuse_incomplete([f"{name}.weight" for name, module in loaded.model.diffusion_model.named_modules()
                         if isinstance(module, QuantLinear) and module.weight is None], checkpoint)
     model = QuantPatcher(loaded.model, loaded.load_device, loaded.offload_device)
@@ -190,8 +187,7 @@ def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = formats.
     folders of textual inversions.
     """
     if weights == "original" and not _is_packed(path):
-        clip = _load_original_clip(path, embeddings)
-        return clip, formats.describe_original(Path(path), clip.patcher.model_size())
+        return _load_original_clip(path, embeddings)
     checkpoint = formats.read_checkpoint(path, formats.TEXT_ENCODERS)
     config = formats.umt5_config(checkpoint)
     plan = formats.plan_layers(checkpoint, min_bytes)
@@ -202,13 +198,26 @@ def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = formats.
     return clip, formats.describe_load(checkpoint, plan, clip.patcher.model_size())
 
 
-def _load_original_clip(path: str, embeddings: list[str] | None) -> comfy.sd.CLIP:
-    checkpoint = formats.recognise(path, formats.TEXT_ENCODERS) if _is_safetensors(path) else None
-    if checkpoint is not None:
-        config = formats.umt5_config(checkpoint)
-        if not config.items() >= UMT5_XXL.items():
-            return _build_clip(comfy.utils.load_torch_file(path, safe_load=True), config, checkpoint, embeddings)
-    return comfy.sd.load_clip([path], embedding_directory=embeddings, clip_type=comfy.sd.CLIPType.WAN)
+def _load_original_model(path: str) -> tuple[comfy.model_patcher.ModelPatcher, str]:
+    """Torch files are opened here: ComfyUI's own loader knows neither their wrappers nor FSDP's names."""
+    checkpoint = None if is_safetensors(path) else formats.recognise(path, formats.DIFFUSION_MODELS)
+    if checkpoint is None:
+        model = comfy.sd.load_diffusion_model(path)
+        return model, formats.describe_original(Path(path), model.model_size())
+    model = comfy.sd.load_diffusion_model_state_dict(map_weights(checkpoint))
+    _refuse_unplaced(model, checkpoint)
+    return model, formats.describe_original(checkpoint.path, model.model_size(), checkpoint.note)
+
+
+def _load_original_clip(path: str, embeddings: list[str] | None) -> tuple[comfy.sd.CLIP, str]:
+    """ComfyUI's own loader takes full-size safetensors; torch files and reduced encoders are opened here."""
+    checkpoint = formats.recognise(path, formats.TEXT_ENCODERS)
+    config = formats.umt5_config(checkpoint) if checkpoint is not None else UMT5_XXL
+    if checkpoint is None or (is_safetensors(path) and config.items() >= UMT5_XXL.items()):
+        clip = comfy.sd.load_clip([path], embedding_directory=embeddings, clip_type=comfy.sd.CLIPType.WAN)
+        return clip, formats.describe_original(Path(path), clip.patcher.model_size())
+    clip = _build_clip(map_weights(checkpoint), config, checkpoint, embeddings)
+    return clip, formats.describe_original(checkpoint.path, clip.patcher.model_size(), checkpoint.note)
 
 
 def _build_clip(state: dict[str, torch.Tensor], config: dict[str, Any], checkpoint: formats.Checkpoint,
@@ -249,12 +258,14 @@ def _refuse_incomplete(missing: list[str], checkpoint: formats.Checkpoint) -> No
             f"a file without {', '.join(missing[:3])}", "all tensors of the model", "Download it again."))
 
 
+def _refuse_unplaced(loaded: Any, checkpoint: formats.Checkpoint) -> None:
+    if loaded is None:
+        raise ValueError(message(
+            f"'{checkpoint.path}' must be a diffusion model",
+            f"a {checkpoint.family.title} of a shape that ComfyUI cannot place",
+            "models of the installed ComfyUI", "Update ComfyUI, or choose another file."))
+
+
 def _is_packed(path: str) -> bool:
-    if not _is_safetensors(path):
-        return False
-    headers, _ = formats.read_header(path)
+    headers = formats.read_header(path).tensors
     return any(codec.is_stored(headers, name) for codec in CODECS for name in headers)
-
-
-def _is_safetensors(path: str) -> bool:
-    return Path(path).suffix.lower() in (".safetensors", ".sft")

@@ -1,4 +1,4 @@
-"""What a checkpoint file is: its tensors (from the safetensors header alone), its family, and what NF4 may touch.
+"""What a checkpoint file is: its tensors (from the file's header alone), its family, and what NF4 may touch.
 
 A family is recognised by tensor names, never by the file's name. Its `keep` list says which weights stay in high
 precision whatever their size, because every token passes through them once and errors there never average out.
@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..common.errors import message
 from . import nf4
+from .files import TensorHeader, open_tensors
 
 MIN_BYTES = 1 << 20  # smaller weights stay: together they are a percent of a real model
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U8": torch.uint8, "I8": torch.int8,
-          "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -53,23 +50,23 @@ TEXT_ENCODERS = (UMT5,)
 
 
 @dataclass(frozen=True)
-class TensorHeader:
-    """One tensor of a file: its key there, dtype, shape (of the weight it stands for, where it is packed) and bytes."""
+class Header:
+    """What a file says before its weights are read: tensors by key, its metadata, and the report's note about it."""
 
-    key: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    bytes: int
+    tensors: dict[str, TensorHeader]
+    metadata: dict[str, str]
+    note: str
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A recognised file. tensors: by name without the file's prefix."""
+    """A recognised file. tensors: by name without the file's prefix. note: how it is wrapped, for the report."""
 
     path: Path
     family: Family
     tensors: dict[str, TensorHeader]
     metadata: dict[str, str]
+    note: str = ""
 
     @property
     def bytes(self) -> int:
@@ -95,11 +92,11 @@ class LayerPlan:
 
 
 def read_checkpoint(path: str | Path, families: tuple[Family, ...]) -> Checkpoint:
-    """Read the header of a safetensors file and recognise it; raises ValueError for anything else."""
+    """Read the header of a file and recognise it; raises ValueError for anything else."""
     checkpoint = recognise(path, families)
     if checkpoint is not None:
         return checkpoint
-    headers, _ = read_header(path)
+    headers = read_header(path).tensors
     looked_for = "; ".join(f"{family.title} ({', '.join(family.markers)})" for family in families)
     raise ValueError(message(
         f"'{Path(path).name}' must be a checkpoint that this node knows",
@@ -109,31 +106,26 @@ def read_checkpoint(path: str | Path, families: tuple[Family, ...]) -> Checkpoin
 
 
 def recognise(path: str | Path, families: tuple[Family, ...]) -> Checkpoint | None:
-    """The file as one of `families`, or None; raises ValueError for files that are not safetensors."""
-    headers, metadata = read_header(path)
+    """The file as one of `families`, or None; raises ValueError for files that cannot be read."""
+    header = read_header(path)
+    headers = header.tensors
     for family in families:
         for prefix in PREFIXES:
             if all(prefix + marker in headers for marker in family.markers):
                 named = {key.removeprefix(prefix): header for key, header in headers.items() if key.startswith(prefix)}
                 tensors = {name: header for name, header in named.items() if not name.startswith(family.ignore)}
-                return Checkpoint(Path(path), family, tensors, metadata)
+                return Checkpoint(Path(path), family, tensors, header.metadata, header.note)
     return None
 
 
-def read_header(path: str | Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
-    """Names, dtypes and shapes of a safetensors file, and its metadata; reads no weights."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-            headers = {key: _tensor_header(key, entry) for key, entry in slices.items()}
-            for key in [key for key in headers if nf4.is_stored(headers, key)]:
-                shape = nf4.read_state(file.get_tensor(key + nf4.STATE_SUFFIX))["shape"]
-                headers[key] = TensorHeader(key, torch.uint8, tuple(shape), headers[key].bytes)
-            return headers, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(message(
-            "NF4 loading needs a safetensors file", f"'{Path(path).name}' ({error})", "*.safetensors, fully downloaded",
-            "Download it again, or set weights to 'original' for .pt and .ckpt files.")) from error
+def read_header(path: str | Path) -> Header:
+    """Names, dtypes and shapes of a file's tensors, packed weights with the shape they stand for; reads no weights."""
+    with open_tensors(path) as file:
+        headers = dict(file.headers)
+        for key in [key for key in headers if nf4.is_stored(headers, key)]:
+            shape = nf4.read_state(file.get(key + nf4.STATE_SUFFIX))["shape"]
+            headers[key] = TensorHeader(key, torch.uint8, tuple(shape), headers[key].bytes)
+        return Header(headers, file.metadata, file.note)
 
 
 def plan_layers(checkpoint: Checkpoint, min_bytes: int = MIN_BYTES) -> LayerPlan:
@@ -188,6 +180,8 @@ def describe_load(checkpoint: Checkpoint, plan: LayerPlan, loaded_bytes: int) ->
     after = sum(nf4.nf4_bytes(*checkpoint.tensors[name].shape) for name in plan.quantize)
     lines = [f"{checkpoint.path.name}: {checkpoint.family.title}, {_megabytes(checkpoint.bytes)} in the file, "
              f"{_megabytes(loaded_bytes)} loaded"]
+    if checkpoint.note:
+        lines.append(checkpoint.note)
     if plan.quantize:
         lines.append(f"NF4: {len(plan.quantize)} weights, {_megabytes(before)} -> {_megabytes(after)}")
     if plan.stored:
@@ -200,15 +194,11 @@ def describe_load(checkpoint: Checkpoint, plan: LayerPlan, loaded_bytes: int) ->
     return "\n".join(lines)
 
 
-def describe_original(path: Path, loaded_bytes: int) -> str:
-    """The node's report for a file that ComfyUI loaded by itself."""
-    return (f"{path.name}: loaded as it is through ComfyUI, {_megabytes(path.stat().st_size)} in the file, "
+def describe_original(path: Path, loaded_bytes: int, note: str = "") -> str:
+    """The node's report for a file whose weights ComfyUI took as they are; note: how the file was wrapped."""
+    line = (f"{path.name}: loaded as it is through ComfyUI, {_megabytes(path.stat().st_size)} in the file, "
             f"{_megabytes(loaded_bytes)} loaded")
-
-
-def _tensor_header(key: str, entry: Any) -> TensorHeader:
-    dtype, shape = DTYPES.get(entry.get_dtype(), torch.uint8), tuple(entry.get_shape())
-    return TensorHeader(key, dtype, shape, torch.Size(shape).numel() * dtype.itemsize)
+    return f"{line}\n{note}" if note else line
 
 
 def _belongs_to_stored(name: str, tensors: Mapping[str, TensorHeader]) -> bool:

@@ -27,7 +27,7 @@ class LoadDiffusionModel(io.ComfyNode):
             inputs=[
                 field(io.Combo, "model_name", display_name="model",
                       options=folder_paths.get_filename_list("diffusion_models"),
-                      tooltip="A file in models/diffusion_models. nf4 needs safetensors in fp32, fp16 or bf16."),
+                      tooltip="A safetensors or .pt file in models/diffusion_models. nf4 needs fp32, fp16 or bf16."),
                 field(io.Combo, "weights", options=list(WEIGHTS), default="nf4", tooltip=WEIGHTS_TOOLTIP),
             ],
             outputs=[

@@ -1,0 +1,177 @@
+"""Checkpoint files that are read one tensor at a time: safetensors, and those of torch.save (.pt, .pth, .bin, .ckpt).
+
+Both map the file, so a tensor costs RAM only while it is read. A torch file is a pickle inside: it is opened with
+weights_only=True, which builds tensors and plain values and runs nothing that the file brings along.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..common.errors import message
+
+SAFETENSORS = (".safetensors", ".sft")
+WRAPPERS = ("generator_ema", "generator", "model", "state_dict")  # training code's names; the first with tensors wins
+FSDP = "_fsdp_wrapped_module."  # stands in the middle of names that were saved from a sharded model
+RELEASE_BYTES = 1 << 28  # opening a torch file anew costs about 0.1 s, so it is done once per so many bytes read
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U8": torch.uint8, "I8": torch.int8,
+          "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One tensor of a file: its key there, dtype, shape (of the weight it stands for, where it is packed) and bytes."""
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    bytes: int
+
+
+class TensorFile(Protocol):
+    """An open file. headers: by key. metadata: of the file. note: for the report, what had to be unwrapped, or ""."""
+
+    headers: dict[str, TensorHeader]
+    metadata: dict[str, str]
+    note: str
+
+    def get(self, key: str) -> torch.Tensor:
+        """The tensor, as a view of the mapped file."""
+
+    def release(self) -> None:
+        """Give back the RAM of the tensors handed out so far, once the caller has let go of them."""
+
+    def close(self) -> None:
+        """Let go of the file; tensors that the caller holds stay valid."""
+
+
+@contextmanager
+def open_tensors(path: str | Path) -> Iterator[TensorFile]:
+    """Open a checkpoint for reading; raises ValueError for files that are broken, or not only tensors."""
+    file = SafetensorsFile(path) if is_safetensors(path) else TorchFile(path)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """By the file's ending, as ComfyUI decides it."""
+    return Path(path).suffix.lower() in SAFETENSORS
+
+
+class SafetensorsFile:
+    """A TensorFile; opening it costs less than a millisecond."""
+
+    note = ""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        try:
+            self.release()
+        except SafetensorError as error:
+            raise ValueError(message(
+                f"'{Path(path).name}' must be a whole safetensors file", f"one that cannot be read ({error})",
+                "safetensors, fully downloaded", "Download it again.")) from error
+        self.headers = {key: _header(key, self._file.get_slice(key)) for key in self._file.keys()}  # noqa: SIM118
+        self.metadata = dict(self._file.metadata() or {})
+
+    def get(self, key: str) -> torch.Tensor:
+        return self._file.get_tensor(key)
+
+    def release(self) -> None:
+        self._file: Any = safe_open(self.path, framework="pt")
+
+    def close(self) -> None:
+        self._file = None
+
+
+class TorchFile:
+    """A TensorFile of torch.save; keys are without FSDP's part.
+
+    The format from before torch 1.6, and compressed archives, cannot be mapped: they are read into RAM as a whole.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.metadata = Path(path), {}
+        self._open()
+        self.headers = {key: TensorHeader(key, tensor.dtype, tuple(tensor.shape), tensor.nbytes)
+                        for key, tensor in self._tensors.items()}
+
+    def get(self, key: str) -> torch.Tensor:
+        self._bytes_read += self.headers[key].bytes
+        return self._tensors[key]
+
+    def release(self) -> None:
+        if self._is_mapped and self._bytes_read >= RELEASE_BYTES:
+            self._open()
+
+    def close(self) -> None:
+        self._tensors = {}
+
+    def _open(self) -> None:
+        try:
+            self._is_mapped = _can_be_mapped(self.path)
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._is_mapped)
+        except (FileNotFoundError, PermissionError, MemoryError):
+            raise
+        except pickle.UnpicklingError as error:
+            asked_for = re.search(r"GLOBAL (\S+)", str(error))
+            raise ValueError(message(
+                f"'{self.path.name}' must hold only tensors and plain values",
+                f"a pickle that asks for {asked_for[1] if asked_for else 'other things'}",
+                "what torch.load accepts with weights_only=True",
+                "Nothing in it was run. Take the model's safetensors file, or download this one again.")) from None
+        except Exception as error:  # a damaged pickle can fail in any way
+            raise ValueError(message(
+                f"'{self.path.name}' must be a whole file of torch.save",
+                f"one that cannot be read ({type(error).__name__}: {str(error)[:120]})",
+                "safetensors, or .pt, .pth, .ckpt and .bin files of tensors, fully downloaded",
+                "Download it again; where the reason is memory, take the model's safetensors file.")) from error
+        wrappers, self._tensors = _unwrap(content)
+        self.note = _describe(wrappers, self._is_mapped)
+        self._bytes_read = 0
+
+
+def _header(key: str, entry: Any) -> TensorHeader:
+    dtype, shape = DTYPES.get(entry.get_dtype(), torch.uint8), tuple(entry.get_shape())
+    return TensorHeader(key, dtype, shape, torch.Size(shape).numel() * dtype.itemsize)
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether the file is a zip archive whose members are not compressed: torch would map compressed bytes unseen."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+
+
+def _unwrap(content: Any) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """The names of all wrappers with tensors, best first, and the tensors of the first one or of the top level."""
+    wrapped = {name: _tensors_of(content.get(name)) for name in WRAPPERS} if isinstance(content, dict) else {}
+    found = [name for name, tensors in wrapped.items() if tensors]
+    return found, wrapped[found[0]] if found else _tensors_of(content)
+
+
+def _tensors_of(content: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a dict by name, without gradients; nothing for anything else."""
+    entries = content.items() if isinstance(content, dict) else ()
+    return {str(key).replace(FSDP, ""): entry.detach()
+            for key, entry in entries if isinstance(entry, torch.Tensor)}
+
+
+def _describe(wrappers: list[str], is_mapped: bool) -> str:
+    used, *others = [repr(name) for name in wrappers] or ["the top level"]
+    return (f"torch file: weights from {used}" + (f", not used: {', '.join(others)}" if others else "")
+            + ("" if is_mapped else "; a format that is read into RAM as a whole"))
