@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -79,7 +78,7 @@ def make_film(chosen: argparse.Namespace, out: Path) -> None:
             prompts = {film.FILM: read_workflow(server)}
             history = run_film("Film", prompts[film.FILM], server, seconds)
             finished = film.film_file(history, prompts[film.FILM])
-            copy_whole(out / RUN_FOLDERS / Path(*finished), out / "film.mp4")
+            os.replace(out / RUN_FOLDERS / Path(*finished), out / "film.mp4")
             for number, name in enumerate(() if chosen.fast else film.COMPARISONS, 1):
                 prompts[name] = film.comparison(prompts[film.FILM], name)
                 run_film(f"Comparison {number} of {len(film.COMPARISONS)} ({name})", prompts[name], server, seconds)
@@ -97,7 +96,7 @@ def read_workflow(server: ComfyUIServer) -> dict:
 def run_film(label: str, prompt: dict, server: ComfyUIServer, seconds: dict) -> dict:
     """Run one film to its end with a progress bar; its time goes into `seconds`."""
     with StatusLine(label) as status:
-        progress = film.FilmProgress(status, film.clip_count(prompt))
+        progress = film.FilmProgress(status, prompt)
         history = server.client.run(prompt, progress, server.check_alive)
         seconds[label] = status.seconds()
     print(f"{label}: {duration_text(seconds[label])}")
@@ -153,16 +152,6 @@ def print_summary(out: Path, report: dict) -> None:
     print(f"It is {out / 'film.mp4'}, with contact_sheet.png and report.json beside it.")
     print(f"Later clips that still show the same hero: {kept[film.FILM]['same_hero']} with memory and re-anchoring"
           + (f" ({others})." if others else "."))
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file so that `target` is either the old one or the whole new one."""
-    partial = target.with_name(target.name + ".partial")
-    try:
-        shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_whole(target: Path, text: str) -> None:

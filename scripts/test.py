@@ -51,7 +51,7 @@ def run_checks(environment: Environment, chromium: str | None, fast: bool, pytes
     variables = {**os.environ, "COMFYUI_PATH": str(environment.comfyui), "OMP_NUM_THREADS": "1"}
     left_out = ["browser", "slow"] if fast else []
     if chromium:
-        variables["CHROMIUM"] = chromium
+        variables["CHROMIUM_PATH"] = chromium
     elif not fast:
         print("!!! NO CHROMIUM FOUND: THE BROWSER TESTS ARE LEFT OUT (install Chromium, Chrome or Edge) !!!")
         left_out = ["browser"]
@@ -83,7 +83,7 @@ def find_chromium(install: bool) -> str | None:
 
 
 def _installed_chromium() -> str | None:
-    named = os.environ.get("CHROMIUM")
+    named = os.environ.get("CHROMIUM_PATH")
     if named:
         return named
     on_path = (shutil.which(name) for name in CHROMIUM_NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -14,6 +15,7 @@ from .errors import CannotContinue
 from .websocket import WebSocket
 
 HOST = "127.0.0.1"
+HISTORY_S = 30.0
 TEXT_EVENT = 3  # ComfyUI's binary event for a line of text under a node
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 Listener = Callable[[str, dict], None]
@@ -75,7 +77,17 @@ class Client:
             events.close()
         if event != "execution_success":
             raise CannotContinue(failure_sentence(event, data))
-        return self.get(f"/history/{prompt_id}")[prompt_id]
+        return self._history(prompt_id)
+
+    def _history(self, prompt_id: str) -> dict:
+        """The entry of a finished prompt, which ComfyUI writes a moment after it has announced the end."""
+        deadline = time.monotonic() + HISTORY_S
+        while prompt_id not in (history := self.get(f"/history/{prompt_id}")):
+            if time.monotonic() > deadline:
+                raise CannotContinue("ComfyUI finished the run and did not list it: run the same command again; "
+                                     "finished clips are kept.")
+            time.sleep(0.05)
+        return history[prompt_id]
 
     def interrupt(self) -> None:
         """Ask the running prompt to stop; it does at its next step."""

@@ -90,9 +90,11 @@ class FilmProgress:
     Clip Sampler sends with each chunk.
     """
 
-    def __init__(self, status: StatusLine, clips: int) -> None:
+    def __init__(self, status: StatusLine, prompt: dict) -> None:
         self.status = status
-        self.clips = clips
+        self.clips = clip_count(prompt)
+        is_assembled = any(node["class_type"] == ASSEMBLE for node in prompt.values())
+        self.assemble_share = ASSEMBLE_SHARE if is_assembled else 0.0
         self.clip_shares: dict[int, float] = {}
         self.assembled = 0.0
         self.chunk = ""
@@ -114,7 +116,7 @@ class FilmProgress:
     def fraction(self) -> float:
         """0 to 1 over the whole film."""
         made = sum(self.clip_shares.values()) / max(self.clips, len(self.clip_shares))
-        return (1 - ASSEMBLE_SHARE) * made + ASSEMBLE_SHARE * self.assembled
+        return (1 - self.assemble_share) * made + self.assemble_share * self.assembled
 
     def line(self, elapsed_s: float) -> str:
         """What is shown; the time left is a guess, and none is made before a tenth is done."""

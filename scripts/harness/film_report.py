@@ -21,23 +21,23 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS, SHOWN_FRAMES = 2, 3
 FRAME_PX = (224, 140)  # the model's 128x80, enlarged
-MARGIN, TITLE, CAPTION = 14, 44, 46
+MARGIN, TITLE, CAPTION, STRIP_GAP = 14, 44, 46, 4
 PAPER, INK, GREY, GREEN, RED = "#fafaf7", "#202020", "#777777", "#1d7a3a", "#b3261e"
 
 
 def main(job_path: str) -> None:
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     identity = load_identity()
-    scores, film_frames = {}, []
+    scores, films = {}, {}
     for name, film in job["films"].items():
         clips, clip_s = read_clips(Path(film["folder"]))
         prompts = clip_prompts(film["schedule"], clip_s)
         wanted = identity.parse_identity(prompts[0].text)
         scores[name] = {"clips": [clip_score(identity, frames, wanted, prompt)
                                   for frames, prompt in zip(clips, prompts, strict=False)]}
-        film_frames = film_frames or clips
-    first = next(iter(scores.values()))
-    draw_sheet(film_frames, first["clips"], job["title"]).save(f"{job['sheet']}.partial", format="PNG")
+        films[name] = clips
+    sheet = draw_sheet(films, {name: each["clips"] for name, each in scores.items()}, job["title"])
+    sheet.save(f"{job['sheet']}.partial", format="PNG")
     os.replace(f"{job['sheet']}.partial", job["sheet"])
     result = {"film": film_facts(Path(job["film"])), "conditions": scores}
     Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
@@ -95,27 +95,50 @@ def film_facts(path: Path) -> dict:
                 "frames": frames, "fps": fps, "seconds": round(frames / fps, 3), "codec": stream.codec_context.name}
 
 
-def draw_sheet(clips: list[np.ndarray], scores: list[dict], title: str) -> Image.Image:
-    """Every clip with three of its frames, its prompt and whether the hero is the same."""
+def draw_sheet(films: dict[str, list[np.ndarray]], scores: dict[str, list[dict]], title: str) -> Image.Image:
+    """The first film clip by clip, and below it one strip per film, for comparing the same clips with one glance."""
+    clips, first = next(iter(films.values())), next(iter(scores.values()))
     rows = -(-len(clips) // COLUMNS)
     cell_w, cell_h = SHOWN_FRAMES * FRAME_PX[0] + MARGIN, FRAME_PX[1] + CAPTION + MARGIN
-    sheet = Image.new("RGB", (COLUMNS * cell_w + MARGIN, TITLE + rows * cell_h + MARGIN), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(18), ImageFont.load_default(14)
-    pen.text((MARGIN, MARGIN), title, INK, large)
-    for index, (frames, score) in enumerate(zip(clips, scores, strict=False)):
-        left = MARGIN + index // rows * cell_w  # down the first column, then down the second
-        top = TITLE + index % rows * cell_h
-        for place, at in enumerate(np.linspace(0, len(frames) - 1, SHOWN_FRAMES).round().astype(int)):
-            picture = Image.fromarray(frames[at]).resize(FRAME_PX, Image.Resampling.NEAREST)
-            sheet.paste(picture, (left + place * FRAME_PX[0], top))
-        names = "  (names the hero)" if score["names_identity"] else ""
-        verdict, colour = ("same hero", GREEN) if score["same_hero"] else (lost_text(score), RED)
-        heading = f"clip {index + 1}, from {score['start_s']:g} s{names}"
-        pen.text((left, top + FRAME_PX[1] + 4), heading, GREY, small)
-        pen.text((left + pen.textlength(heading, small) + 16, top + FRAME_PX[1] + 4), verdict, colour, small)
-        pen.text((left, top + FRAME_PX[1] + 22), score["prompt"], INK, small)
+    width, grid_h = COLUMNS * cell_w + MARGIN, TITLE + rows * cell_h
+    small_w = (width - 2 * MARGIN) // len(clips) - STRIP_GAP
+    strip_h = small_w * FRAME_PX[1] // FRAME_PX[0] + CAPTION
+    strips = len(films) if len(films) > 1 else 0
+    sheet = Image.new("RGB", (width, grid_h + strips * strip_h + MARGIN), PAPER)
+    ImageDraw.Draw(sheet).text((MARGIN, MARGIN), title, INK, ImageFont.load_default(18))
+    for index, (frames, score) in enumerate(zip(clips, first, strict=True)):
+        # down the first column, then down the second
+        _draw_clip(sheet, MARGIN + index // rows * cell_w, TITLE + index % rows * cell_h, index, frames, score)
+    for row, name in enumerate(films if strips else ()):
+        _draw_strip(sheet, grid_h + row * strip_h, small_w, name, films[name], scores[name])
     return sheet
+
+
+def _draw_clip(sheet: Image.Image, left: int, top: int, index: int, frames: np.ndarray, score: dict) -> None:
+    """Three frames of one clip, its prompt, and whether the hero is the same."""
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for place, at in enumerate(np.linspace(0, len(frames) - 1, SHOWN_FRAMES).round().astype(int)):
+        picture = Image.fromarray(frames[at]).resize(FRAME_PX, Image.Resampling.NEAREST)
+        sheet.paste(picture, (left + place * FRAME_PX[0], top))
+    names = "  (names the hero)" if score["names_identity"] else ""
+    heading, line = f"clip {index + 1}, from {score['start_s']:g} s{names}", top + FRAME_PX[1] + 4
+    pen.text((left, line), heading, GREY, font)
+    verdict, colour = ("same hero", GREEN) if score["same_hero"] else (lost_text(score), RED)
+    pen.text((left + pen.textlength(heading, font) + 16, line), verdict, colour, font)
+    pen.text((left, line + 18), score["prompt"], INK, font)
+
+
+def _draw_strip(sheet: Image.Image, top: int, width: int, name: str, clips: list[np.ndarray],
+                scores: list[dict]) -> None:
+    """The last frame of every clip of one film, underlined in green where the hero is the same, in red where not."""
+    pen = ImageDraw.Draw(sheet)
+    height = width * FRAME_PX[1] // FRAME_PX[0]
+    pen.text((MARGIN, top), f"{name}: the last frame of every clip", INK, ImageFont.load_default(14))
+    for index, (frames, score) in enumerate(zip(clips, scores, strict=True)):
+        left = MARGIN + index * (width + STRIP_GAP)
+        sheet.paste(Image.fromarray(frames[-1]).resize((width, height), Image.Resampling.NEAREST), (left, top + 20))
+        colour = GREEN if score["same_hero"] else RED
+        pen.rectangle((left, top + 20 + height, left + width - 1, top + 25 + height), fill=colour)
 
 
 def lost_text(score: dict) -> str:

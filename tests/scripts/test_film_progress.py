@@ -10,10 +10,10 @@ from pack.scripts.harness.errors import CannotContinue
 from pack.scripts.harness.status_line import StatusLine, bar_text, duration_text
 
 
-def tiny_film() -> dict:
+def tiny_film(clips: int = 10) -> dict:
     return {
         "1": {"class_type": "VAELoader", "inputs": {"vae_name": "x"}},
-        "2": {"class_type": film.SCHEDULE, "inputs": {"identity": "i", "clip_seconds": 3.0, "film_seconds": 30.0,
+        "2": {"class_type": film.SCHEDULE, "inputs": {"identity": "i", "clip_seconds": 3.0, "film_seconds": 3.0 * clips,
                                                       "reanchor_seconds": 8.0}},
         "3": {"class_type": film.RENDER, "inputs": {"vae": ["1", 0], "timeline": ["2", 0], "seed": 7,
                                                     "run_name": "film", "carry_memory": True}},
@@ -26,7 +26,7 @@ def state(value: float, most: float, running: bool = True) -> dict:
 
 
 def test_the_line_names_clip_and_chunk_when_render_short_is_at_work():
-    progress = film.FilmProgress(StatusLine("Film", io.StringIO()), clips=10)
+    progress = film.FilmProgress(StatusLine("Film", io.StringIO()), tiny_film())
     assert progress.line(5).endswith("loading the models")
     progress("text", {"node": "3.0.0.clip04_sample", "text": "clip 5, chunk 2 of 2"})
     done = {f"3.0.0.clip{i:02}_{stage}": state(1, 1, False) for i in range(4) for stage in ("prompt", "sample", "save")}
@@ -39,15 +39,21 @@ def test_the_line_names_clip_and_chunk_when_render_short_is_at_work():
 
 
 def test_the_line_never_goes_back_when_old_states_come_again():
-    progress = film.FilmProgress(StatusLine("Film", io.StringIO()), clips=2)
+    progress = film.FilmProgress(StatusLine("Film", io.StringIO()), tiny_film(2))
     progress("progress_state", {"nodes": {"clip00_save": state(3, 6)}})
     before = progress.fraction()
     progress("progress_state", {"nodes": {"clip00_sample": state(18, 18, False), "clip00_save": state(2, 6)}})
     assert progress.fraction() == before
 
 
+def test_a_comparison_is_full_when_its_clips_are_saved():
+    progress = film.FilmProgress(StatusLine("Film", io.StringIO()), film.comparison(tiny_film(1), "neither"))
+    progress("progress_state", {"nodes": {"clip00_save": state(1, 1, False)}})
+    assert progress.fraction() == 1.0
+
+
 def test_the_line_is_full_when_the_clips_are_joined():
-    progress = film.FilmProgress(StatusLine("Film", io.StringIO()), clips=1)
+    progress = film.FilmProgress(StatusLine("Film", io.StringIO()), tiny_film(1))
     progress("progress_state", {"nodes": {"clip00_save": state(1, 1, False)}})
     assert progress.fraction() == pytest.approx(0.75)
     progress("progress_state", {"nodes": {"4": state(360, 720)}})

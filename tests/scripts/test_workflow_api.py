@@ -129,7 +129,7 @@ def test_the_prompt_equals_the_editors_when_it_is_given_the_core_templates(serve
     templates = dict(list(core_templates(object_info).items())[::3])
     server.client.post("/settings", {"Comfy.TutorialCompleted": True})
     with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"),
+        browser = engine.chromium.launch(executable_path=os.environ.get("CHROMIUM_PATH", "/usr/bin/chromium"),
                                          args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{server.port}")
