@@ -33,9 +33,10 @@ from ..common.types import TEMPORAL_STRIDE
 # 4 is the first whose error lies below what rounding to 8 bits costs anyway (58.9 dB).
 CONTEXT_LATENTS = 4
 
-# Given a batch of one with no more values than this in its first four dimensions, torch's 3D convolution on a CPU
-# leaves oneDNN for a loop ten times slower. Small decoders are fed two copies then: half the time on the demo's VAE.
-SLOW_CONV_VALUES = 20480
+# Small frames are decoded several latents at a time, up to this many latent pixels: 12 latents of the demo's 16x10, one
+# of any film of 480 lines or more. On one CPU thread torch's 3D convolution leaves oneDNN for a loop ten times slower
+# when its input is small; the demo's ten latents take 1.4 s in two calls and 6 s in ten (CPU seconds, AMD EPYC).
+CALL_LATENT_PIXELS = 2048
 
 TILE_OVERLAP = 0.25  # of the tile's side; the blend ramp is as wide
 
@@ -45,7 +46,7 @@ class WanDecoderTraits:
     """What differs between the Wan decoders, read from the module.
 
     cache_slots: causal convolutions in the decoder, one cache each. latents_per_call: latents that a call after the
-    first takes (2 where the caches keep only the last call's inputs). marks_first: forward takes `first_chunk`.
+    first takes at least (2 where the caches keep only the last call's inputs). marks_first: forward takes `first_chunk`.
     patch: side of the pixel patch folded into the channels.
     """
 
@@ -89,12 +90,12 @@ def stream_decode(
     traits = _require_traits(vae, latents)
     drop = 0 if context is None else frame_count(context.shape[2], 0)
     film = latents if context is None else torch.cat([context.to(latents), latents], dim=2)
-    film = film.repeat(_copies(vae, latents), 1, 1, 1, 1)
+    together = max(traits.latents_per_call, CALL_LATENT_PIXELS // (film.shape[3] * film.shape[4]))
     caches: list = [None] * traits.cache_slots
     start = 0
     while start < film.shape[2]:
         check_cancel()
-        stop = start + (traits.latents_per_call if start else 1)
+        stop = start + (together if start else 1)
         frames = _decode_step(vae, traits, film[:, :, start:stop], caches, first=start == 0)
         if drop < len(frames):
             yield frames[drop:]
@@ -158,22 +159,15 @@ def _require_traits(vae: torch.nn.Module, latents: torch.Tensor) -> WanDecoderTr
 def _decode_step(
     vae: torch.nn.Module, traits: WanDecoderTraits, piece: torch.Tensor, caches: list, first: bool
 ) -> torch.Tensor:
-    """One decoder call: [1 or more copies, C, t, h, w] -> [n, H, W, 3]; updates `caches` in place."""
+    """One decoder call: [1, C, t, h, w] -> [n, H, W, 3]; updates `caches` in place."""
     options = {"first_chunk": True} if traits.marks_first and first else {}
     out = vae.decoder(vae.conv2(piece), feat_cache=caches, feat_idx=[0], **options)
-    out = torch.cat(out, dim=2) if isinstance(out, list) else out  # [copies, 3 * p * p, n, H / p, W / p]
+    out = torch.cat(out, dim=2) if isinstance(out, list) else out  # [1, 3 * p * p, n, H / p, W / p]
     p = traits.patch
     _, channels, n, h, w = out.shape
     # the patch's column index varies slower than its row index in the channels
     out = out[0].view(channels // (p * p), p, p, n, h, w).permute(3, 4, 2, 5, 1, 0)  # [n, h, row, w, column, 3]
     return out.reshape(n, h * p, w * p, -1).float().add(1.0).div(2.0).clamp(0.0, 1.0)
-
-
-def _copies(vae: torch.nn.Module, latents: torch.Tensor) -> int:
-    """2 where even the decoder's largest convolution would be too small for torch's fast path on a CPU, else 1."""
-    pixels_high = 16 * latents.shape[3]
-    values = vae.decoder.head[-1].in_channels * (TEMPORAL_STRIDE + 2) * pixels_high
-    return 2 if latents.device.type == "cpu" and values <= SLOW_CONV_VALUES else 1
 
 
 def _tile_spans(size: int, tile: int) -> list[tuple[int, int]]:

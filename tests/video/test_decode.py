@@ -71,12 +71,14 @@ def film(toyworld) -> torch.Tensor:
 
 @pytest.mark.comfy
 @pytest.mark.parametrize(("version", "channels", "stride"), [("2.1", 4, 8), ("2.2", 6, 16)])
-@pytest.mark.parametrize("latents", [1, 2, 5])
-def test_equals_comfyui_when_streamed(version, channels, stride, latents):
+@pytest.mark.parametrize(("latents", "together", "pieces_frames"), [
+    (1, 1, [1]), (2, 1, [1, 4]), (5, 1, [1, 4, 4, 4, 4]), (5, 3, [1, 12, 4]), (5, 99, [1, 16])])
+def test_equals_comfyui_when_streamed(version, channels, stride, latents, together, pieces_frames, monkeypatch):
+    monkeypatch.setattr("pack.nodes.video.decode.CALL_LATENT_PIXELS", together * 4 * 6)
     vae = random_vae(version)
     z = torch.randn(1, channels, latents, 4, 6)
     pieces = list(stream_decode(vae, z))
-    assert [len(piece) for piece in pieces] == [1] + [4] * (latents - 1)
+    assert [len(piece) for piece in pieces] == pieces_frames
     assert pieces[0].shape == (1, 4 * stride, 6 * stride, 3)
     wanted = whole(vae, z)
     assert wanted.std() > 0.01
