@@ -4,8 +4,6 @@ Sets up what is missing (the first time takes minutes), renders workflows/demo_t
 with the same film without memory and without re-anchoring, and writes film.mp4, contact_sheet.png and report.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

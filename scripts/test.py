@@ -4,8 +4,6 @@
 `python scripts/test.py tests/memory -k int8`.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
