@@ -7,6 +7,7 @@ from .interpolation import nodes as interpolation
 from .loading import nodes as loading
 from .memory import nodes as memory
 from .prompts import nodes as prompts
+from .render import nodes as render
 from .sampling import nodes as sampling
 from .video import nodes as video
 
@@ -18,4 +19,5 @@ NODE_CLASSES: list = [
     *prompts.NODES,
     *interpolation.NODES,
     *video.NODES,
+    *render.NODES,
 ]

@@ -1,9 +1,9 @@
-"""Writes workflows/*.json with the real editor: python scripts/build_workflows.py --url http://127.0.0.1:8188
+"""Writes workflows/*.json with the real editor: python scripts/build_workflows.py --url http://127.0.0.1:8188.
 
 The graphs are described below once; every workflow is the same graph with other files and sizes. The running ComfyUI's
 own frontend creates the nodes, sets the widgets, draws the links and groups and serialises the result, so the files are
-what the editor itself saves, and a renamed input stops the build. Needs `playwright` and a Chromium (CHROMIUM names
-another executable).
+what the editor itself saves, and a renamed input stops the build. Needs `playwright` and a Chromium (CHROMIUM_PATH
+names another executable).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,7 +100,7 @@ WORKFLOWS = {
         files=("toyworld_dit_fp16.safetensors", "toyworld_te_fp16.safetensors", "toyworld_vae_fp16.safetensors"),
         urls=(None, None, None), weights="original", preset="toyworld", size=(128, 80), clip_s=3.0, film_s=30.0,
         window_s=0.0, precision="model", budget_gb=0.0, identity=TOY_SCENES["identity"], hero=TOY_SCENES["hero"],
-        scenes="\n".join(TOY_SCENES["scenes"]), seed=TOY_SCENES["seed"], run_name="demo_toyworld", target_fps=24.0,
+        scenes="\n".join(TOY_SCENES["scenes"]), seed=7, run_name="demo_toyworld", target_fps=24.0,
         enlarge=5,
         notes={
             "1": "The demo checkpoint ships with the pack (demo/toyworld): a real, tiny Wan-architecture model that "
@@ -142,7 +143,7 @@ WORKFLOWS = {
         }),
 }
 
-BUILD = """async ({nodes, groups, notes, name}) => {
+BUILD = """async ({nodes, groups, notes}) => {
   app.graph.clear();
   const made = {}, x0 = 40, width = 380, gap = 40;
   const column = g => x0 + (g - 1) * (width + 2 * gap);
@@ -183,43 +184,60 @@ BUILD = """async ({nodes, groups, notes, name}) => {
   }
   const saved = app.graph.serialize();
   saved.extra = {ds: {scale: 0.6, offset: [60, 60]}, frontendVersion: saved.extra?.frontendVersion};
-  return saved;
+  return JSON.stringify(saved);  // drops what is undefined, as the editor's own export does
 }"""
 
 
-def build(url: str, names: list[str]) -> None:
-    """Build the named workflows with the frontend of the server at url and write them to workflows/."""
+FIT = """() => {
+  const nodes = app.graph.nodes, x = nodes.map(n => n.pos[0]), y = nodes.map(n => n.pos[1]);
+  const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0]));
+  const low = Math.max(...nodes.map(n => n.pos[1] + n.size[1]));
+  const scale = Math.min(1560 / (right - Math.min(...x) + 80), 860 / (low - Math.min(...y) + 120));
+  app.canvas.ds.scale = scale;
+  app.canvas.ds.offset = [40 / scale - Math.min(...x), 70 / scale - Math.min(...y)];
+  app.canvas.setDirty(true, true);
+}"""
+
+
+def build(url: str, names: list[str], screenshots: Path | None) -> None:
+    """Build the named workflows with the frontend of the server at url; writes workflows/, and pictures if asked."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=_chromium(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1600, "height": 950})
         page.goto(url)
-        page.wait_for_function("window.app?.graph && window.LiteGraph?.registered_node_types?.VideoMemoryRenderShort",
+        page.wait_for_function("() => window.app?.graph && 'VideoMemoryRenderShort' in LiteGraph.registered_node_types",
                                timeout=120_000)
         for name in names:
             settings = WORKFLOWS[name]
-            saved = page.evaluate(BUILD, {"nodes": nodes_of(settings), "groups": GROUPS, "notes": settings.notes,
-                                          "name": name})
+            saved = json.loads(page.evaluate(BUILD, {"nodes": nodes_of(settings), "groups": GROUPS,
+                                                     "notes": settings.notes}))
+            saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"videomemory/{name}"))
             path = ROOT / "workflows" / f"{name}.json"
             path.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+            if screenshots:
+                page.evaluate(FIT)
+                page.wait_for_timeout(1000)
+                page.screenshot(path=str(screenshots / f"{name}.png"))
             print(f"{path.relative_to(ROOT)}: {len(saved['nodes'])} nodes, {len(saved['links'])} links")
         browser.close()
 
 
 def _chromium() -> str:
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    found = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
     if not found:
-        sys.exit("No Chromium found: install one, or name it in the environment variable CHROMIUM.")
+        sys.exit("No Chromium found: install one, or name it in the environment variable CHROMIUM_PATH.")
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", required=True, help="a running ComfyUI with this pack, e.g. http://127.0.0.1:8188")
+    parser.add_argument("--screenshots", type=Path, help="folder for a picture of each workflow in the editor")
     parser.add_argument("names", nargs="*", default=list(WORKFLOWS), help="workflows to build (default: all)")
     arguments = parser.parse_args()
-    build(arguments.url, arguments.names)
+    build(arguments.url, arguments.names, arguments.screenshots)
 
 
 if __name__ == "__main__":

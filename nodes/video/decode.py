@@ -45,9 +45,9 @@ TILE_OVERLAP = 0.25  # of the tile's side; the blend ramp is as wide
 class WanDecoderTraits:
     """What differs between the Wan decoders, read from the module.
 
-    cache_slots: causal convolutions in the decoder, one cache each. latents_per_call: latents that a call after the
-    first takes at least (2 where the caches keep only the last call's inputs). marks_first: forward takes `first_chunk`.
-    patch: side of the pixel patch folded into the channels.
+    cache_slots: causal convolutions in the decoder, one cache each. latents_per_call: least number of latents of a
+    call after the first (2 where the caches keep only the last call's inputs). marks_first: forward takes
+    `first_chunk`. patch: side of the pixel patch folded into the channels.
     """
 
     cache_slots: int
