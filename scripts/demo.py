@@ -74,12 +74,13 @@ def make_film(chosen: argparse.Namespace, out: Path) -> None:
             seconds["server_start"] = status.seconds()
             status.clear()
             prompts = {film.FILM: read_workflow(server)}
-            history = run_film("Film", prompts[film.FILM], server, seconds)
+            history = run_film("Film", film.FILM, prompts[film.FILM], server, seconds)
             finished = film.film_file(history, prompts[film.FILM])
             os.replace(out / RUN_FOLDERS / Path(*finished), out / "film.mp4")
             for number, name in enumerate(() if chosen.fast else film.COMPARISONS, 1):
                 prompts[name] = film.comparison(prompts[film.FILM], name)
-                run_film(f"Comparison {number} of {len(film.COMPARISONS)} ({name})", prompts[name], server, seconds)
+                label = f"Comparison {number} of {len(film.COMPARISONS)} ({name})"
+                run_film(label, name, prompts[name], server, seconds)
             system = server.client.get("/system_stats")
     report = write_report(environment, out, prompts, system, seconds, started)
     print_summary(out, report)
@@ -91,13 +92,15 @@ def read_workflow(server: ComfyUIServer) -> dict:
     return prompt_from_workflow(workflow, server.client.get("/object_info"))
 
 
-def run_film(label: str, prompt: dict, server: ComfyUIServer, seconds: dict) -> dict:
-    """Run one film to its end with a progress bar; its time goes into `seconds`."""
+def run_film(label: str, name: str, prompt: dict, server: ComfyUIServer, seconds: dict) -> dict:
+    """Run one film to its end with a progress bar; its time goes into `seconds`. Returns its history entry."""
     with StatusLine(label) as status:
         progress = film.FilmProgress(status, prompt)
         history = server.client.run(prompt, progress, server.check_alive)
-        seconds[label] = status.seconds()
-    print(f"{label}: {duration_text(seconds[label])}")
+        seconds[name] = status.seconds()
+    made, again = len(progress.sampled), progress.clips - len(progress.sampled)
+    kept = f", {again} found finished" if again else ""
+    print(f"{label}: {made} clips rendered{kept}, {duration_text(seconds[name])}")
     return history
 
 

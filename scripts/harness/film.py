@@ -96,6 +96,7 @@ class FilmProgress:
         is_assembled = any(node["class_type"] == ASSEMBLE for node in prompt.values())
         self.assemble_share = ASSEMBLE_SHARE if is_assembled else 0.0
         self.clip_shares: dict[int, float] = {}
+        self.sampled: set[int] = set()  # clips that were not in the run folder yet
         self.assembled = 0.0
         self.chunk = ""
         self.doing = "loading the models"
@@ -126,6 +127,8 @@ class FilmProgress:
 
     def _note_clip(self, clip: int, stage: str, state: dict) -> None:
         """Every state of every node comes again and again: only what is further than before counts."""
+        if stage == "sample":
+            self.sampled.add(clip)
         reached = _share(state) * {"sample": SAMPLE_SHARE, "save": 1 - SAMPLE_SHARE}.get(stage, 0.0)
         reached += SAMPLE_SHARE if stage == "save" else 0.0
         if reached <= self.clip_shares.get(clip, -1.0):

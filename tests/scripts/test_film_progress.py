@@ -35,6 +35,7 @@ def test_the_line_names_clip_and_chunk_when_render_short_is_at_work():
     assert "clip 5 of 10, chunk 2 of 2" in line
     share = 0.75 * (4 + 0.6 * 0.5) / 10
     assert progress.fraction() == pytest.approx(share)
+    assert progress.sampled == {0, 1, 2, 3, 4}
     assert f"about {duration_text(20 / share - 20)} left" in line
 
 
