@@ -1,8 +1,9 @@
 """The recipe of a whole short: which nodes make which clip, and which finished clips are used again.
 
-Pure: it describes the sub-graph, nodes.py builds it. One clip is Prompt for Clip -> Clip Sampler -> Save Clip; a clip
-that the run folder already holds is Load Clip -> Save Clip. Every node gets its own clip's text and nothing of the
-others', so that ComfyUI's cache keeps the clips before the first change.
+Pure: it describes the sub-graph, nodes.py builds it. One clip is Prompt for Clip -> Clip Sampler -> Save Clip, and Save
+Clip hands the memory on: when the run folder already holds the clip, it asks for no samples and the memory is read from
+there. Every node gets its own clip's text and nothing of the others', so that ComfyUI's cache keeps the clips before
+the first change.
 """
 
 from __future__ import annotations
@@ -62,25 +63,18 @@ def fingerprints(film: Film, texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(result)
 
 
-def expand(add: AddNode, sources: Sources, timeline: PromptTimeline, prints: tuple[str, ...],
-           is_sampled: Callable[[int], bool]) -> tuple[Link, Link]:
+def expand(add: AddNode, sources: Sources, timeline: PromptTimeline, prints: tuple[str, ...]) -> tuple[Link, Link]:
     """Describe the sub-graph; returns links to the finished clips and to the memory after the last one.
 
-    is_sampled(i) tells whether the run folder holds clip i with this fingerprint (then it is loaded, not sampled).
     Nodes are named clip00_prompt, clip00_sample, clip00_save, ...: progress displays rely on it.
     """
     clips, memory = None, sources.memory
-    reused = count_reused(is_sampled, len(prints))
     for i, (text, fingerprint) in enumerate(zip(timeline.clip_texts, prints, strict=True)):
-        if i < reused:
-            loaded = add("VideoMemoryLoadClip", f"clip{i:02}_load", run_name=sources.run_name, clip_index=i,
-                         fingerprint=fingerprint, with_memory=i == reused - 1)
-            samples, memory = loaded(0), loaded(1)
-        else:
-            samples, memory = _sample(add, i, sources, timeline, text, memory)
+        sampled = _sample(add, i, sources, timeline, text, memory)
         before = {} if clips is None else {"clips": clips}
-        clips = add("VideoMemorySaveClip", f"clip{i:02}_save", samples=samples, vae=sources.vae, memory=memory,
-                    run_name=sources.run_name, plan=sources.plan, fingerprint=fingerprint, **before)(0)
+        saved = add("VideoMemorySaveClip", f"clip{i:02}_save", samples=sampled(0), vae=sources.vae, memory=sampled(1),
+                    run_name=sources.run_name, plan=sources.plan, fingerprint=fingerprint, **before)
+        clips, memory = saved(0), saved(1)
     return clips, memory
 
 
@@ -96,14 +90,13 @@ def count_reused(is_sampled: Callable[[int], bool], total: int) -> int:
 
 
 def _sample(add: AddNode, i: int, sources: Sources, timeline: PromptTimeline, text: str,
-            memory: Link) -> tuple[Link, Link]:
+            memory: Link) -> Callable[[int], Link]:
     alone = timeline._replace(identity="", hero="", scenes=(), clip_texts=(text,))
     prompt = add("VideoMemoryPromptForClip", f"clip{i:02}_prompt", clip=sources.clip, timeline=alone, clip_index=0)
     if i and not sources.carry_memory:
         memory = add("VideoMemoryForget", f"clip{i:02}_forget", memory=memory)(0)
-    sampled = add("VideoMemoryClipSampler", f"clip{i:02}_sample", model=sources.model, memory=memory,
-                  positive=prompt(0), seed=sources.seed, plan=sources.plan)
-    return sampled(0), sampled(1)
+    return add("VideoMemoryClipSampler", f"clip{i:02}_sample", model=sources.model, memory=memory, positive=prompt(0),
+               seed=sources.seed, plan=sources.plan)
 
 
 def _plan_facts(plan: RenderPlan) -> dict:

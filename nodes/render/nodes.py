@@ -79,11 +79,9 @@ class RenderShort(io.ComfyNode):
         graph = GraphBuilder()
 
         def is_sampled(i: int) -> bool:
-            take = folder.saved(i, prints[i])
-            return take is not None and "memory" in take.files
+            return folder.is_sampled(i, prints[i])
 
-        clips, after = expand(lambda kind, id, **inputs: graph.node(kind, id, **inputs).out, sources, timeline, prints,
-                              is_sampled)
+        clips, after = expand(lambda kind, id, **inputs: graph.node(kind, id, **inputs).out, sources, timeline, prints)
         total = len(prints)
         return io.NodeOutput(clips, after, status(total, count_reused(is_sampled, total)), expand=graph.finalize())
 

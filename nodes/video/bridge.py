@@ -72,8 +72,12 @@ def save_clip(
     return made, f"Clip {index}: {made.frames} frames, {made.width}x{made.height} at {fps:g} fps, in {run.path}.{note}"
 
 
-def load_clip(run: RunFolder, index: int, with_memory: bool, fingerprint: str) -> tuple[dict, VideoMemory | None]:
-    """The LATENT of clip `index` and, where asked for, the memory after it; ValueError when there is no such clip."""
+def load_clip(run: RunFolder, index: int, with_memory: bool,
+              fingerprint: str = "") -> tuple[dict, VideoMemory | None]:
+    """The LATENT of clip `index` and, where asked for, the memory after it; ValueError when there is no such clip.
+
+    fingerprint: only a clip made from exactly this; "" takes the newest.
+    """
     take = run.saved(index, fingerprint) if fingerprint else run.newest(index)
     if take is None:
         known = sorted({take.index for take in run.takes() if "latents" in take.files})

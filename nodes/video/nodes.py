@@ -50,21 +50,24 @@ class SaveClip(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                field(io.Latent, "samples", tooltip="The clip from Clip Sampler, or any video latents."),
+                field(io.Latent, "samples", lazy=True, tooltip="The clip from Clip Sampler, or any video latents."),
                 field(io.Vae, "vae", tooltip="The VAE of the checkpoint. Wan's decode a few frames at a time."),
                 field(io.String, "run_name", display_name="run name", default="my_short", tooltip=RUN_TIP),
-                field(VideoMemoryIO, "memory", optional=True,
+                field(VideoMemoryIO, "memory", optional=True, lazy=True,
                       tooltip="The memory after this clip: saved with it, so that the film can go on from here."),
                 field(RenderPlanIO, "plan", optional=True,
                       tooltip="From VRAM Budget Gate: says whether the decode must be tiled. Without it, it is not."),
                 field(VideoClipsIO, "clips", optional=True,
                       tooltip="The clips before this one, from the previous Save Clip; their count is its number."),
                 field(io.String, "fingerprint", optional=True, default="",
-                      tooltip="What the clip was made from, in one word; Render Short fills it. Empty = its latents."),
+                      tooltip="What the clip was made from, in one word; Render Short fills it. A clip that the folder "
+                              "holds with this word is not sampled again. Empty = always sampled."),
             ],
             outputs=[
                 VideoClipsIO.Output(id="saved_clips", display_name="clips",
                                     tooltip="All clips so far, for the next Save Clip or for Assemble Short."),
+                VideoMemoryIO.Output(id="memory_after", display_name="memory",
+                                     tooltip="The memory after this clip, for the next Clip Sampler."),
                 io.String.Output(id="report", display_name="report", tooltip="What was saved, and where."),
             ],
         )
@@ -74,13 +77,22 @@ class SaveClip(io.ComfyNode):
         return _check_run_name(run_name)
 
     @classmethod
-    def execute(cls, samples: dict, vae: object, run_name: str, memory=None, plan=None, clips=None,
+    def check_lazy_status(cls, run_name: str, clips=None, fingerprint: str = "", **inputs: object) -> list[str]:
+        """A clip that is safe in the folder needs no sampler: its latents and its memory are read from there."""
+        index = len(clips.records) if clips else 0
+        if fingerprint and open_run(run_name).is_sampled(index, fingerprint):
+            return []
+        return [name for name in ("samples", "memory") if name in inputs and inputs[name] is None]
+
+    @classmethod
+    def execute(cls, vae: object, run_name: str, samples: dict | None = None, memory=None, plan=None, clips=None,
                 fingerprint: str = "") -> io.NodeOutput:
-        before = clips.records if clips else ()
-        progress = node_progress(1, node_id(cls))
-        record, report = save_clip(
-            open_run(run_name), len(before), samples, vae, memory, plan, fingerprint, progress)
-        return io.NodeOutput(VideoClips((*before, record)), report)
+        run, before = open_run(run_name), clips.records if clips else ()
+        if samples is None:
+            samples, memory = load_clip(run, len(before), True, fingerprint)
+        record, report = save_clip(run, len(before), samples, vae, memory, plan, fingerprint,
+                                   node_progress(1, node_id(cls)))
+        return io.NodeOutput(VideoClips((*before, record)), memory, report)
 
 
 class LoadClip(io.ComfyNode):
@@ -99,8 +111,6 @@ class LoadClip(io.ComfyNode):
                       tooltip="The clip's number; the first is 0. The newest take of it is loaded."),
                 field(io.Boolean, "with_memory", display_name="with memory", default=True,
                       tooltip="Also load the memory after the clip, to go on with the film from here."),
-                field(io.String, "fingerprint", optional=True, default="",
-                      tooltip="Load only a clip made from this; Render Short fills it. Empty = the newest take."),
             ],
             outputs=[
                 io.Latent.Output(id="samples", display_name="latent",
@@ -115,14 +125,13 @@ class LoadClip(io.ComfyNode):
         return _check_run_name(run_name)
 
     @classmethod
-    def fingerprint_inputs(cls, run_name: str, clip_index: int, fingerprint: str = "", **_others: object) -> str:
-        run = open_run(run_name)
-        take = run.saved(clip_index, fingerprint) if fingerprint else run.newest(clip_index)
+    def fingerprint_inputs(cls, run_name: str, clip_index: int, **_others: object) -> str:
+        take = open_run(run_name).newest(clip_index)
         return f"{take.digest} {sorted(take.files)}" if take else ""
 
     @classmethod
-    def execute(cls, run_name: str, clip_index: int, with_memory: bool, fingerprint: str = "") -> io.NodeOutput:
-        return io.NodeOutput(*load_clip(open_run(run_name), clip_index, with_memory, fingerprint))
+    def execute(cls, run_name: str, clip_index: int, with_memory: bool) -> io.NodeOutput:
+        return io.NodeOutput(*load_clip(open_run(run_name), clip_index, with_memory))
 
 
 class AssembleShort(io.ComfyNode):

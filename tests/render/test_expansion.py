@@ -19,24 +19,24 @@ TIMELINE = PromptTimeline("a red star hero", "the hero", (Scene(0, 12, "x"),), 8
 SOURCES = Sources(["1", 0], ["2", 0], ["3", 0], ["4", 1], ["4", 0], 3, "run", True)
 
 
-def build(is_sampled=lambda i: False, sources=SOURCES, prints=("a", "b", "c", "d")):
+def build(sources=SOURCES, prints=("a", "b", "c", "d")):
     graph = {}
 
     def add(kind, id, **inputs):
         graph[id] = (kind, inputs)
         return lambda slot: [id, slot]
 
-    return graph, expand(add, sources, TIMELINE, prints, is_sampled)
+    return graph, expand(add, sources, TIMELINE, prints)
 
 
 def test_every_clip_hands_its_memory_and_its_files_on():
     graph, (clips, memory) = build()
     assert graph["clip00_sample"][1]["memory"] == ["4", 1]
     for i in range(1, 4):
-        assert graph[f"clip{i:02}_sample"][1]["memory"] == [f"clip{i - 1:02}_sample", 1]
+        assert graph[f"clip{i:02}_sample"][1]["memory"] == [f"clip{i - 1:02}_save", 1]
         assert graph[f"clip{i:02}_save"][1]["clips"] == [f"clip{i - 1:02}_save", 0]
     assert "clips" not in graph["clip00_save"][1]
-    assert (clips, memory) == (["clip03_save", 0], ["clip03_sample", 1])
+    assert (clips, memory) == (["clip03_save", 0], ["clip03_save", 1])
 
 
 def test_a_clip_knows_only_its_own_text():
@@ -47,12 +47,8 @@ def test_a_clip_knows_only_its_own_text():
         assert alone.clip_texts == (TEXTS[i],) and not (alone.identity or alone.hero or alone.scenes)
 
 
-def test_finished_clips_are_loaded_up_to_the_first_gap():
-    graph, _ = build(is_sampled=lambda i: i in (0, 1, 3))
-    kinds = [graph[f"clip{i:02}_load"][0] if f"clip{i:02}_load" in graph else "sampled" for i in range(4)]
-    assert kinds == ["VideoMemoryLoadClip"] * 2 + ["sampled"] * 2
-    assert [graph[f"clip{i:02}_load"][1]["with_memory"] for i in range(2)] == [False, True]
-    assert graph["clip02_sample"][1]["memory"] == ["clip01_load", 1]
+def test_reused_clips_are_counted_up_to_the_first_gap():
+    """A clip remembers the ones before it: after a gap nothing is the same."""
     assert count_reused(lambda i: i in (0, 1, 3), 4) == 2
     assert status(4, 2).startswith("2 of 4 clips were in the run folder already")
     assert status(4, 0) == "4 of 4 clips to make."
@@ -61,7 +57,7 @@ def test_finished_clips_are_loaded_up_to_the_first_gap():
 def test_without_carried_memory_every_clip_forgets_first():
     graph, _ = build(sources=replace(SOURCES, carry_memory=False))
     assert "clip00_forget" not in graph
-    assert graph["clip02_forget"][1]["memory"] == ["clip01_sample", 1]
+    assert graph["clip02_forget"][1]["memory"] == ["clip01_save", 1]
     assert graph["clip02_sample"][1]["memory"] == ["clip02_forget", 0]
 
 

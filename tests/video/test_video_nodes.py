@@ -54,6 +54,10 @@ def a_memory():
     return empty_memory(SPEC)
 
 
+def save(nodes, latent, vae, run_name, memory=None, plan=None, clips=None, fingerprint=""):
+    return nodes.SaveClip.execute(vae, run_name, latent, memory, plan, clips, fingerprint)
+
+
 def test_clips_become_a_film(nodes, output, comfy_vae, film):
     from pack.nodes.interpolation.nodes import LoadRife
     from pack.nodes.interpolation.weights import BUNDLED
@@ -61,8 +65,8 @@ def test_clips_become_a_film(nodes, output, comfy_vae, film):
 
     clips = None
     for start in (4, 6):
-        clips, report = nodes.SaveClip.execute(clip_latent(film, start, start + 2), comfy_vae, "film", None, a_plan(),
-                                               clips).args
+        latent = clip_latent(film, start, start + 2)
+        clips, _, report = save(nodes, latent, comfy_vae, "film", None, a_plan(), clips).args
     assert [(record.index, record.frames, record.fps) for record in clips.records] == [(0, 8, 8.0), (1, 8, 8.0)]
     assert report.startswith("Clip 1: 8 frames, 128x80 at 8 fps")
 
@@ -80,7 +84,7 @@ def test_clips_become_a_film(nodes, output, comfy_vae, film):
 def test_saved_frames_are_those_of_the_film_in_one_go(nodes, output, comfy_vae, film):
     from pack.nodes.video.encode import read_frames, to_uint8
 
-    nodes.SaveClip.execute(clip_latent(film, 6, 8), comfy_vae, "film")
+    save(nodes, clip_latent(film, 6, 8), comfy_vae, "film")
     saved = torch.stack(list(read_frames(output / "videomemory" / "film" / "clip_000.mkv")))
     wanted = to_uint8(comfy_vae.decode(film[:, :, :8])[0])[-8:]
     assert saved.shape == wanted.shape
@@ -89,19 +93,19 @@ def test_saved_frames_are_those_of_the_film_in_one_go(nodes, output, comfy_vae, 
 
 
 def test_first_clip_without_context_has_three_frames_less(nodes, comfy_vae, film):
-    clips = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film").args[0]
+    clips = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film").args[0]
     assert (clips.records[0].frames, clips.records[0].fps) == (5, 16.0)
 
 
 def test_nothing_is_decoded_twice(nodes, output, comfy_vae, film, monkeypatch):
     from pack.nodes.video import bridge
 
-    first = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film").args
+    first = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film").args
     video = output / "videomemory" / "film" / "clip_000.mkv"
     made = video.stat().st_mtime_ns
     monkeypatch.setattr(bridge, "decode_frames", None)
-    again = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film").args
-    assert again[0] == first[0] and "nothing was decoded" in again[1] and video.stat().st_mtime_ns == made
+    again = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film").args
+    assert again[0] == first[0] and "nothing was decoded" in again[2] and video.stat().st_mtime_ns == made
 
 
 def test_cancel_while_decoding_costs_only_the_decode(nodes, output, comfy_vae, film, monkeypatch):
@@ -109,21 +113,21 @@ def test_cancel_while_decoding_costs_only_the_decode(nodes, output, comfy_vae, f
 
     mm.interrupt_current_processing(True)
     with pytest.raises(mm.InterruptProcessingException):
-        nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film", a_memory())
+        save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", a_memory())
     run = output / "videomemory" / "film"
     assert not list(run.glob("*.tmp")) and not list(run.glob("*.mkv"))
     assert json.loads((run / "manifest.json").read_text())["clips"][0]["status"] == "memory"
     latents = (run / "clip_000.latents.safetensors").stat().st_mtime_ns
-    clips = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film", a_memory()).args[0]
+    clips = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", a_memory()).args[0]
     assert clips.records[0].frames == 5
     assert (run / "clip_000.latents.safetensors").stat().st_mtime_ns == latents
 
 
 def test_other_latents_or_tiles_replace_the_clip(nodes, output, comfy_vae, film):
-    nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film", None, a_plan())
-    nodes.SaveClip.execute(clip_latent(film, 2, 4), comfy_vae, "film", None, a_plan())
+    save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", None, a_plan())
+    save(nodes, clip_latent(film, 2, 4), comfy_vae, "film", None, a_plan())
     assert (output / "videomemory" / "film" / "clip_000.take2.mkv").is_file()
-    clips, report = nodes.SaveClip.execute(clip_latent(film, 2, 4), comfy_vae, "film", None, a_plan(64)).args
+    clips, _, report = save(nodes, clip_latent(film, 2, 4), comfy_vae, "film", None, a_plan(64)).args
     assert clips.records[0].video_file == "clip_000.take3.mkv" and "8 frames" in report
     assert len(list((output / "videomemory" / "film").glob("*.mkv"))) == 1
 
@@ -137,24 +141,42 @@ def test_tiles_rescue_a_decode_that_does_not_fit(nodes, output, comfy_vae, film,
         yield
 
     monkeypatch.setattr(bridge, "stream_decode", full)
-    clips, report = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film").args
+    clips, _, report = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film").args
     assert clips.records[0].frames == 5 and "decoded in tiles of 384 px" in report
 
 
 def test_loaded_clip_is_the_saved_one(nodes, comfy_vae, film):
     latent, memory = clip_latent(film, 6, 8), a_memory()
-    nodes.SaveClip.execute(latent, comfy_vae, "film", memory, fingerprint="print")
-    loaded, remembered = nodes.LoadClip.execute("film", 0, True, "print").args
+    save(nodes, latent, comfy_vae, "film", memory, fingerprint="print")
+    loaded, remembered = nodes.LoadClip.execute("film", 0, True).args
     assert (loaded["first_latent"], loaded["fps"]) == (6, 8.0) and remembered == memory
     assert all(torch.equal(loaded[name], latent[name]) for name in ("samples", "context_samples"))
     assert nodes.LoadClip.execute("film", 0, False).args[1] is None
-    again = nodes.SaveClip.execute(loaded, comfy_vae, "film", None, fingerprint="print").args
-    assert "nothing was decoded" in again[1]
+    again = save(nodes, loaded, comfy_vae, "film", None, fingerprint="print").args
+    assert "nothing was decoded" in again[2]
     assert nodes.LoadClip.fingerprint_inputs("film", 0) != nodes.LoadClip.fingerprint_inputs("film", 1)
 
 
+def test_a_safe_clip_asks_for_no_sampler(nodes, output, comfy_vae, film):
+    """What lies in the folder under the same fingerprint is read from there; anything else asks for its inputs."""
+    def wanted(fingerprint, **connected):
+        return nodes.SaveClip.check_lazy_status(run_name="film", vae=comfy_vae, fingerprint=fingerprint, **connected)
+
+    latent, memory = clip_latent(film, 0, 2), a_memory()
+    first = save(nodes, latent, comfy_vae, "film", memory, fingerprint="print").args
+    assert wanted("print", samples=None, memory=None) == []
+    assert wanted("another", samples=None, memory=None) == ["samples", "memory"]
+    assert wanted("another", samples=latent, memory=memory) == []
+    assert wanted("", samples=None) == ["samples"]
+    assert nodes.SaveClip.check_lazy_status(run_name="film", clips=first[0], fingerprint="print", samples=None)
+    again = nodes.SaveClip.execute(comfy_vae, "film", fingerprint="print").args
+    assert (again[0], again[1]) == (first[0], memory) and "nothing was decoded" in again[2]
+    (output / "videomemory" / "film" / "clip_000.memory.safetensors").unlink()
+    assert wanted("print", samples=None, memory=None) == ["samples", "memory"]
+
+
 def test_missing_clips_and_memories_are_named(nodes, comfy_vae, film):
-    nodes.SaveClip.execute(clip_latent(film, 0, 1), comfy_vae, "film")
+    save(nodes, clip_latent(film, 0, 1), comfy_vae, "film")
     with pytest.raises(ValueError, match="the run 'film' needs a saved clip 3, but got 'none'; allowed: clip 0"):
         nodes.LoadClip.execute("film", 3, False)
     with pytest.raises(ValueError, match="allowed: a run in which Save Clip has saved clips"):
@@ -167,16 +189,16 @@ def test_image_vae_is_decoded_by_comfyui(nodes, comfy_vae, film, monkeypatch):
     from pack.nodes.video import bridge
 
     monkeypatch.setattr(bridge, "wan_decoder_traits", lambda module: None)
-    clips = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film").args[0]
+    clips = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film").args[0]
     assert clips.records[0].frames == 5
-    tiled = nodes.SaveClip.execute(clip_latent(film, 0, 2), comfy_vae, "film", None, a_plan(64)).args[0]
+    tiled = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", None, a_plan(64)).args[0]
     assert tiled.records[0].frames == 5
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 1, 4, 4), (1, 16, 4, 4)])
 def test_other_shapes_are_refused(nodes, comfy_vae, shape):
     with pytest.raises(ValueError, match=r"Save Clip needs the latents of one video, \[1, C, T, h, w\], but got"):
-        nodes.SaveClip.execute({"samples": torch.zeros(shape)}, comfy_vae, "film")
+        save(nodes, {"samples": torch.zeros(shape)}, comfy_vae, "film")
 
 
 def test_run_name_is_checked_before_anything_runs(nodes):
