@@ -4,7 +4,9 @@ Four conditions share scenes, heroes and noise: with memory, the context of ever
 re-anchoring, the prompt names the hero again wherever a multiple of 8 seconds is passed, otherwise only in clip 1.
 Every film is judged in its native pixels on the last half of each clip (demo/toyworld/identity.py).
 
-    python benchmarks/identity.py [--seeds 8] [--json OUT.json]
+    python benchmarks/identity.py [--comfyui PATH] [--seeds 8] [--json OUT.json]
+
+With --comfyui the films are made by the pack inside that ComfyUI, without it by the checkpoint's reference sampler.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,7 +45,7 @@ class Scene:
     text: str  # with {hero}
 
 
-def generate_film(texts: list[str], seed: int, carry_memory: bool) -> list[np.ndarray]:
+def reference_film(texts: list[str], seed: int, carry_memory: bool) -> list[np.ndarray]:
     """One clip per text -> frames uint8 [T, 80, 128, 3] per clip; `carry_memory=False` starts every clip afresh."""
     sample, models = _reference_sampler()
     return [clip.permute(0, 2, 3, 1).numpy() for clip in sample.generate_film(models, texts, seed, carry_memory)]
@@ -79,7 +82,8 @@ def random_identities(count: int) -> list[str]:
     return [names[row] for row in np.random.default_rng(0).permutation(len(names))[:count]]
 
 
-def measure(films: int, film: tuple[str, str, list[Scene]], every_hero: bool) -> tuple[dict[str, list], float]:
+def measure(generate_film: Callable, films: int, film: tuple[str, str, list[Scene]],
+            every_hero: bool) -> tuple[dict[str, list], float]:
     """Per condition the retention of each film (seed = its number), and seconds of computing per film."""
     score = _load("toyworld_identity", TOYWORLD / "identity.py")
     identity, hero, scenes = film
@@ -122,15 +126,20 @@ def _load(name: str, path: Path) -> ModuleType:
 def main() -> None:
     """Measure, print the table, write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comfyui", type=Path, help="make the films with the pack inside this ComfyUI (0.3.75)")
     parser.add_argument("--seeds", type=int, default=8, help="films per condition")
     parser.add_argument("--heroes", choices=("film", "random"), default="random", help="the film's, or one per seed")
     parser.add_argument("--film", type=Path, default=TOYWORLD / "film.json")
     parser.add_argument("--json", type=Path, help="write every clip's result here")
     arguments = parser.parse_args()
     film = read_film(arguments.film)
-    results, seconds = measure(arguments.seeds, film, arguments.heroes == "random")
+    generate = reference_film
+    if arguments.comfyui:
+        generate = _load("clip_sampler", Path(__file__).with_name("clip_sampler.py")).film_maker(arguments.comfyui)
+    results, seconds = measure(generate, arguments.seeds, film, arguments.heroes == "random")
+    sampler = "the pack in ComfyUI" if arguments.comfyui else "reference sampler"
     heroes = film[0] if arguments.heroes == "film" else "one random hero per film"
-    print(f"{arguments.seeds} films of {len(film[2])} clips per condition, {heroes}; reference sampler")
+    print(f"{arguments.seeds} films of {len(film[2])} clips per condition, {heroes}; {sampler}")
     print(f"device: {device_name()}; {seconds:.1f} s per film; clip 1 is not counted\n")
     print(_load("toyworld_identity", TOYWORLD / "identity.py").table(results))
     if arguments.json:
@@ -139,7 +148,8 @@ def main() -> None:
             name: [{part: getattr(score, part).tolist() for part in parts} for score in scores]
             for name, scores in results.items()
         }
-        head = {"device": device_name(), "heroes": arguments.heroes, "seconds_per_film": round(seconds, 2)}
+        head = {"device": device_name(), "sampler": sampler, "heroes": arguments.heroes,
+                "seconds_per_film": round(seconds, 2)}
         arguments.json.write_text(json.dumps(head | {"conditions": numbers}, indent=1))
 
 
