@@ -79,7 +79,7 @@ def make_film(chosen: argparse.Namespace, out: Path) -> None:
             os.replace(out / RUN_FOLDERS / Path(*finished), out / "film.mp4")
             for number, name in enumerate(() if chosen.fast else film.COMPARISONS, 1):
                 prompts[name] = film.comparison(prompts[film.FILM], name)
-                label = f"Comparison {number} of {len(film.COMPARISONS)} ({name})"
+                label = f"Comparison {number} of {len(film.COMPARISONS)}, {name}"
                 run_film(label, name, prompts[name], server, seconds)
             system = server.client.get("/system_stats")
     report = write_report(environment, out, prompts, system, seconds, started)

@@ -84,7 +84,7 @@ def film_file(history: dict, prompt: dict) -> tuple[str, str]:
 
 
 class FilmProgress:
-    """Listens to a run and shows `[####----] 43 %  clip 5 of 10, chunk 2 of 2, about 25 s left`.
+    """Listens to a run and shows `[####----]  43%, about 25 s left, clip 5 of 10, chunk 2 of 2`.
 
     Relies on Render Short naming its nodes clip00_prompt, clip00_sample, clip00_save, ... and on the line of text that
     Clip Sampler sends with each chunk.
@@ -122,8 +122,8 @@ class FilmProgress:
     def line(self, elapsed_s: float) -> str:
         """What is shown; the time left is a guess, and none is made before a tenth is done."""
         fraction = self.fraction()
-        left = f", about {duration_text(elapsed_s / fraction - elapsed_s)} left" if 0.1 < fraction < 1 else ""
-        return f"{bar_text(fraction)} {fraction:4.0%}  {self.doing}{left}"
+        left = f"about {duration_text(elapsed_s / fraction - elapsed_s)} left, " if 0.1 < fraction < 1 else ""
+        return f"{bar_text(fraction)} {fraction:4.0%}, {left}{self.doing}"
 
     def _note_clip(self, clip: int, stage: str, state: dict) -> None:
         """Every state of every node comes again and again: only what is further than before counts."""

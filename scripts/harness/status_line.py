@@ -17,7 +17,7 @@ def duration_text(seconds: float) -> str:
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
 
 
-def bar_text(fraction: float, width: int = 24) -> str:
+def bar_text(fraction: float, width: int = 16) -> str:
     """`[########----]` for a fraction of 0 to 1, ASCII because a Windows console may know nothing else."""
     filled = round(min(max(fraction, 0.0), 1.0) * width)
     return "[" + "#" * filled + "-" * (width - filled) + "]"
@@ -50,8 +50,8 @@ class StatusLine:
         took = f" ({duration_text(now - self.started)})" if with_time else ""
         text = f"{self.label}{took}: {detail}"
         if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            self.stream.write("\r\x1b[K" + text[:width])
+            width = self._width()
+            self.stream.write("\r" + text[:width].ljust(width))  # spaces: an old Windows console knows no escape codes
         else:
             self.stream.write(text + "\n")
         self.stream.flush()
@@ -59,9 +59,13 @@ class StatusLine:
     def clear(self) -> None:
         """Wipe the live line, so that the next print starts on an empty one."""
         if self.live and self.last_shown:
-            self.stream.write("\r\x1b[K")
+            self.stream.write("\r" + " " * self._width() + "\r")
             self.stream.flush()
+            self.last_shown = 0.0
 
     def seconds(self) -> float:
         """Seconds since this line was made."""
         return time.monotonic() - self.started
+
+    def _width(self) -> int:
+        return shutil.get_terminal_size().columns - 1

@@ -60,7 +60,7 @@ def test_the_line_is_full_when_the_clips_are_joined():
     progress("progress_state", {"nodes": {"4": state(360, 720)}})
     assert "joining the clips, frame 360 of 720" in progress.line(10)
     progress("progress_state", {"nodes": {"4": state(720, 720, False)}})
-    assert progress.line(10).startswith("[" + "#" * 24 + "] 100%")
+    assert progress.line(10).startswith("[" + "#" * 16 + "] 100%")
 
 
 @pytest.mark.parametrize(("name", "carry", "reanchor"), [("memory only", True, 0.0), ("re-anchoring only", False, 8.0),
@@ -111,6 +111,20 @@ def test_a_status_line_is_quiet_when_there_is_no_terminal():
         status.show("first")
         status.show("second")
     assert stream.getvalue() == "Setting up (0 s): first\n"
+
+
+def test_a_status_line_is_one_line_and_leaves_none_when_there_is_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "31")
+    stream = Terminal()
+    with StatusLine("Film", stream) as status:
+        status.show("a line that is longer than the terminal is wide", with_time=False)
+        shown = stream.getvalue()
+    assert shown == "\rFilm: a line that is longer th"
+    assert stream.getvalue() == shown + "\r" + " " * 30 + "\r"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3601, "60 min 01 s")])
