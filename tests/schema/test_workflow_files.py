@@ -35,8 +35,8 @@ def test_widget_values_fit_the_widgets(path, node_classes):
         widgets = [one for one in schemas[node["type"]].inputs if hasattr(one, "default")]
         assert len(node["widgets_values"]) == len(widgets), node["type"]
         for widget, value in zip(widgets, node["widgets_values"], strict=True):
-            assert isinstance(value, type(widget.default) if widget.default is not None else str) or isinstance(
-                value, (int, float)), (node["type"], widget.id, value)
+            is_number = isinstance(widget.default, (int, float))
+            assert isinstance(value, (int, float) if is_number else str), (node["type"], widget.id, value)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
