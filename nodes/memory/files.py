@@ -61,7 +61,14 @@ def load_memory(path: str | os.PathLike[str]) -> VideoMemory:
     except (SafetensorError, FileNotFoundError, OSError) as error:
         raise ValueError(message(f"Load Memory cannot read {path.name}", str(error), "a file written by Save Memory",
                                  "Choose another file, or save the memory again.")) from error
-    header = json.loads(metadata["memory"])
+    try:
+        return _read_memory(json.loads(metadata["memory"]), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(message(f"Load Memory cannot read {path.name}", f"a damaged header ({error!r})",
+                                 "a file written by Save Memory", "Choose another file.")) from error
+
+
+def _read_memory(header: dict, tensors: dict[str, torch.Tensor]) -> VideoMemory:
     blocks = tuple(_read_block(i, head, tensors) for i, head in enumerate(header["blocks"]))
     return VideoMemory(
         spec=MemorySpec(**header["spec"]),

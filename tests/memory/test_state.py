@@ -140,5 +140,10 @@ def test_foreign_and_broken_files_are_refused(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cannot read cut.safetensors"):
         load_memory(tmp_path / "cut.safetensors")
+    for header in ("{", "[]", "{}", '{"blocks": [{"start": 0}]}'):
+        save_file({"x": torch.zeros(1)}, str(tmp_path / "odd.safetensors"),
+                  metadata={"format": "videomemory.memory", "version": "1", "memory": header})
+        with pytest.raises(ValueError, match="cannot read odd.safetensors, but got a damaged header"):
+            load_memory(tmp_path / "odd.safetensors")
     with pytest.raises(ValueError, match="cannot read absent.safetensors"):
         load_memory(tmp_path / "absent.safetensors")
