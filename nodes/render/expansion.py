@@ -115,6 +115,8 @@ def _memory_digest(memory: VideoMemory) -> str:
     for block in memory.blocks:
         digest.update(f"{block.start}".encode())
         digest.update(block.latents.contiguous().numpy().tobytes())
+    if memory.tail is not None:  # decoding context of the first clip, also after Forget
+        digest.update(memory.tail.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

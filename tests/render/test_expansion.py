@@ -72,6 +72,7 @@ def test_a_new_text_changes_the_prints_from_that_clip_on():
     {"plan": replace(PLAN, width=256)}, {"plan": replace(PLAN, clip_latents=9)},
     {"plan": replace(PLAN, decode_tile_px=64)}, {"plan": replace(PLAN, spec=replace(SPEC, precision="int8"))},
     {"memory": commit(empty_memory(SPEC), torch.ones(16, 3, 10, 16), None)},
+    {"memory": replace(empty_memory(SPEC), tail=torch.ones(16, 8, 10, 16))},  # after Forget: what is decoded before it
 ])
 def test_whatever_changes_the_film_changes_every_print(change):
     before, after = fingerprints(FILM, TEXTS), fingerprints(replace(FILM, **change), TEXTS)
