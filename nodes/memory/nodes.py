@@ -47,9 +47,11 @@ class PersistentMemory(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: str, precision: str, placement: str) -> bool | str:
+    def validate_inputs(cls, preset: str | None, precision: str | None, placement: str | None) -> bool | str:
+        """A value that comes over a link is None here and is checked when the node runs."""
         try:
-            empty_memory(memory_spec(preset, precision=precision, placement=placement))
+            empty_memory(memory_spec(preset or next(iter(PRESETS)), precision=precision or PRECISIONS[0],
+                                     placement=placement or PLACEMENTS[0]))
         except ValueError as error:
             return str(error)
         return True
@@ -119,8 +121,8 @@ class LoadMemory(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        if file in _saved_memories():
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        if file is None or file in _saved_memories():  # None: it comes over a link
             return True
         return message("Load Memory: no such file", file, ", ".join(_saved_memories()) or "nothing is saved yet",
                        "Save a memory first, or press R to refresh the list.")

@@ -47,7 +47,7 @@ class RenderShort(io.ComfyNode):
                 field(io.String, "run_name", default="my_short",
                       tooltip="Name of the run folder in output/videomemory; the same name goes on with the film."),
                 field(io.Boolean, "carry_memory", default=True,
-                      tooltip="Off: every clip starts with nothing remembered. For comparison only."),
+                      tooltip="Off: no clip hands its memory to the next. For comparison only."),
             ],
             outputs=[
                 VideoClipsIO.Output(id="clips", display_name="clips", tooltip="Finished clips, for Assemble Short."),
@@ -58,9 +58,10 @@ class RenderShort(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run_name: str) -> bool | str:
+    def validate_inputs(cls, run_name: str | None) -> bool | str:
+        """A name that comes over a link is None here and is checked when the node runs."""
         try:
-            _run_folder(run_name)
+            _run_folder("linked" if run_name is None else run_name)
         except ValueError as error:
             return str(error)
         return True

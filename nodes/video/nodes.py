@@ -30,9 +30,10 @@ from .stream import Tally, film_frames, film_report, plan_film
 RUN_TIP = "The film's folder inside output/videomemory. Clips already finished there are not decoded again."
 
 
-def _check_run_name(run_name: str) -> bool | str:
+def _check_run_name(run_name: str | None) -> bool | str:
+    """A name that comes over a link is None here and is checked when the node runs."""
     try:
-        run_path("", run_name)
+        run_path("", "linked" if run_name is None else run_name)
     except ValueError as error:
         return str(error)
     return True
@@ -73,7 +74,7 @@ class SaveClip(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run_name: str) -> bool | str:
+    def validate_inputs(cls, run_name: str | None) -> bool | str:
         return _check_run_name(run_name)
 
     @classmethod
@@ -121,7 +122,7 @@ class LoadClip(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run_name: str) -> bool | str:
+    def validate_inputs(cls, run_name: str | None) -> bool | str:
         return _check_run_name(run_name)
 
     @classmethod
