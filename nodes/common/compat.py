@@ -102,19 +102,22 @@ def compute_dtype(model: Any) -> Any:
 
 
 def patcher_key(model: Any) -> str:
-    """A digest of what a MODEL computes with: names, shapes and a sample of every weight, and every LoRA patch on it.
+    """A digest of what a MODEL computes with: every weight by name, shape and sample, its LoRA patches and its options.
 
     The same file gives the same key in every session (ComfyUI's own patches_uuid is random), another LoRA, strength or
-    quantisation gives another. Weights into which ComfyUI has baked a LoRA are read from its backup, so that the key
-    does not depend on whether the model is loaded. Cheap: 16 values per tensor. Takes a MODEL, or a VAE's or CLIP's
-    patcher.
+    quantisation gives another. It does not depend on whether the model is loaded: weights into which ComfyUI has baked
+    a LoRA are read from its backup, and the sampling module, which other nodes exchange while it is loaded, counts only
+    as a patch. Of options and patches numbers count by value and functions by name. Cheap: 16 values per tensor. Takes
+    a MODEL, or a VAE's or CLIP's patcher.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.model.state_dict().items()):
-        _digest_tensor(digest, name, model.backup[name].weight if name in model.backup else tensor)
-    for name, patches in sorted(model.patches.items()):
-        for patch in patches:
-            _digest_patch(digest, f"{name}", patch)
+    # not the state dict: GGUF layers give away placeholders there
+    weights = dict([*model.model.named_parameters(), *model.model.named_buffers()])
+    for name in sorted(weights):
+        if not name.startswith("model_sampling."):
+            _digest_tensor(digest, name, model.backup[name].weight if name in model.backup else weights[name])
+    for part in ("patches", "object_patches", "model_options", "wrappers"):
+        _digest_part(digest, part, getattr(model, part))
     return digest.hexdigest()[:32]
 
 
@@ -125,14 +128,19 @@ def _digest_tensor(digest: Any, name: str, tensor: Any) -> None:
     digest.update(bytes(sample.double().numpy().tobytes()))
 
 
-def _digest_patch(digest: Any, name: str, patch: Any) -> None:
-    """A patch is (strength, adapter or tuple, strength of the model, ...): numbers by value, tensors by sample."""
-    if hasattr(patch, "detach"):
-        _digest_tensor(digest, name, patch)
-    elif isinstance(patch, (tuple, list)):
-        for i, part in enumerate(patch):
-            _digest_patch(digest, f"{name}.{i}", part)
-    elif hasattr(patch, "weights"):
-        _digest_patch(digest, f"{name}.{type(patch).__name__}", patch.weights)
+def _digest_part(digest: Any, name: str, part: Any) -> None:
+    """Numbers by value, tensors by sample, functions and other objects by name; a LoRA's adapter by its weights."""
+    if hasattr(part, "detach"):
+        _digest_tensor(digest, name, part)
+    elif isinstance(part, dict):
+        for key in sorted(part, key=str):
+            _digest_part(digest, f"{name}.{key}", part[key])
+    elif isinstance(part, (tuple, list)):
+        for i, inner in enumerate(part):
+            _digest_part(digest, f"{name}.{i}", inner)
+    elif hasattr(part, "weights"):
+        _digest_part(digest, f"{name}.{type(part).__name__}", part.weights)
+    elif isinstance(part, (int, float, str, type(None))):
+        digest.update(f"{name}={part}".encode())
     else:
-        digest.update(f"{name}={patch if isinstance(patch, (int, float, str, type(None))) else type(patch)}".encode())
+        digest.update(f"{name}={getattr(part, '__qualname__', type(part).__qualname__)}".encode())
