@@ -94,7 +94,7 @@ def rebuild(model: ClipModel, memory: VideoMemory, progress: Progress = SILENT) 
     blocks: list = []
     for block in memory.blocks:
         progress.check_cancel()
-        so_far = replace(memory, blocks=tuple(blocks))
+        so_far = replace(memory, blocks=tuple(blocks), latents_done=block.start)  # as when it was made
         x0 = block.latents.unsqueeze(0).to(model.device)
         blocks.append(block if block.kv is not None else replace(block, kv=model.encode(x0, so_far)))
     return replace(memory, blocks=tuple(blocks))
