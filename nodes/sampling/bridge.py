@@ -1,8 +1,8 @@
 """How a rolling memory meets ComfyUI's unmodified WanModel, through public hooks alone.
 
-One DIFFUSION_MODEL wrapper per run installs, for each forward: a RoPE shift (the chunk's place after the memory), a
-block patch per layer (so that the attention knows its layer) and an attention override (remembered keys and values in
-front of the chunk's own). No block code is written again; a MODEL from any loader works.
+One DIFFUSION_MODEL wrapper per run installs, for each forward: a block patch per layer, which gives the attention its
+layer and the chunk its place after the memory, and an attention override (remembered keys and values in front of the
+chunk's own). No block code is written again; a MODEL from any loader works.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ class MemoryHook:
 
     remembered: the blocks' caches in position order, already on the device or not. latents: how many they are.
     precision: format for collecting, or None when this forward only reads. rests_in_ram: collected layers leave the
-    device one by one. collected: one LayerKV per layer, in order, after a collecting forward.
+    device one by one. whole_timesteps: as in Preset. collected: one LayerKV per layer, in order, after a collecting
+    forward.
     """
 
     remembered: tuple[BlockKV, ...] = ()
     latents: int = 0
     precision: str | None = None
     rests_in_ram: bool = False
+    whole_timesteps: bool = False
     collected: list[LayerKV] = field(default_factory=list)
 
     def __call__(self, executor: Any, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor,
@@ -50,32 +52,38 @@ class MemoryHook:
         if x.shape[0] != 1:
             raise ValueError(message("Clip Sampler samples one film at a time", f"a batch of {x.shape[0]}", "batch 1",
                                      "Use a single, un-combined positive conditioning."))
+        if self.precision is not None and self.collected:
+            raise ValueError(message("Clip Sampler follows one prompt at a time", "several combined ones",
+                                     "one conditioning, or several with timestep ranges of their own",
+                                     "Write one prompt for the clip instead of combining conditionings."))
+        if time_dim_concat is not None:
+            raise ValueError(message("Clip Sampler: the conditioning adds frames to the chunk", "time_dim_concat",
+                                     "a conditioning of text alone", "Take the subject images out of it."))
         options = dict(transformer_options or {})
         model = executor.class_obj
-        memory_table = _rotations(model, x, self.latents, options)
-        rope = dict(options.get("rope_options") or {})
-        rope["shift_t"] = rope.get("shift_t", 0.0) + self.latents
-        options["rope_options"] = rope
+        tables = _rotations(model, x, self.latents, options)
         replaced = dict(options.get("patches_replace") or {})
         layers = dict(replaced.get("dit") or {})
         for layer in range(len(model.blocks)):
             name = ("double_block", layer)
-            layers[name] = self._block_patch(layer, memory_table, layers.get(name))
+            layers[name] = self._block_patch(layer, *tables, layers.get(name))
         replaced["dit"] = layers
         options["patches_replace"] = replaced
-        return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+        if self.whole_timesteps:
+            timestep = timestep.floor()
+        return executor(x, timestep, context, clip_fea, None, options, **kwargs)
 
-    def _block_patch(self, layer: int, memory_table: torch.Tensor | None, previous: Any) -> Any:
+    def _block_patch(self, layer: int, memory_table: torch.Tensor, table: torch.Tensor, previous: Any) -> Any:
         def patch(args: dict, extra: dict) -> dict:
             options = dict(args["transformer_options"])
             options["optimized_attention_override"] = self._override(
-                layer, args["pe"], memory_table, options.get("optimized_attention_override"))
-            args = {**args, "transformer_options": options}
+                layer, memory_table, table, options.get("optimized_attention_override"))
+            args = {**args, "pe": table, "transformer_options": options}
             return previous(args, extra) if previous else extra["original_block"](args)
 
         return patch
 
-    def _override(self, layer: int, table: torch.Tensor, memory_table: torch.Tensor | None, previous: Any) -> Any:
+    def _override(self, layer: int, memory_table: torch.Tensor, table: torch.Tensor, previous: Any) -> Any:
         """The attention of one block: its first call is self-attention, the later ones are cross-attention."""
         calls = 0
 
@@ -159,9 +167,10 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     noise replaces the seeded noise, for reproducing published rollouts.
     """
     facts = model_facts(model)
+    _check_inputs(model)
     memory = begin_clip(memory, geometry, patcher_key(model), positive[0][0])
     shape = (1, geometry.channels, preset.chunk, geometry.height, geometry.width)
-    hook = MemoryHook()
+    hook = MemoryHook(whole_timesteps=preset.whole_timesteps)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, hook)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _reserve(facts, memory, geometry, preset))
@@ -176,6 +185,16 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     return samples.to("cpu", torch.float32), end_clip(sampler.memory)
 
 
+def _check_inputs(model: Any) -> None:
+    """Raise ValueError for models that take an image beside the latents (I2V): its frames belong to one clip length."""
+    channels = model.model.diffusion_model.in_dim, model.model.diffusion_model.out_dim
+    if channels[0] != channels[1]:
+        raise ValueError(message("Clip Sampler needs a causal text-to-video model",
+                                 f"one with {channels[0]} channels in and {channels[1]} out",
+                                 "as many in as out (LongLive, Self-Forcing, the toy world)",
+                                 "Load the checkpoint that the memory's preset names."))
+
+
 def clip_latent(model: Any, samples: torch.Tensor, before: VideoMemory) -> dict[str, Any]:
     """The LATENT of one clip: its samples, its place in the film, and the latents before it as decoding context."""
     latent = {"samples": samples, "first_latent": before.latents_done}
@@ -185,12 +204,17 @@ def clip_latent(model: Any, samples: torch.Tensor, before: VideoMemory) -> dict[
     return latent
 
 
-def _rotations(model: Any, x: torch.Tensor, latents: int, options: dict) -> torch.Tensor | None:
-    """Rotation table of `latents` remembered latents at positions 0.., from the model's own embedder, in float32."""
-    if latents == 0:
-        return None
-    return model.rope_encode(latents, x.shape[-2], x.shape[-1], device=x.device, dtype=torch.float32,
-                             transformer_options=options)
+def _rotations(model: Any, x: torch.Tensor, latents: int, options: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotation tables of the remembered latents, at positions 0.., and of the chunk behind them.
+
+    From the model's own embedder in one piece, so that a RoPE scale holds across the join, and in float32: the model
+    itself counts in its compute dtype, and bfloat16 cannot tell neighbours above 256 apart.
+    """
+    total = latents + x.shape[2]
+    whole = model.rope_encode(total, x.shape[-2], x.shape[-1], device=x.device, dtype=torch.float32,
+                              transformer_options=options)
+    remembered = whole.shape[1] // total * latents
+    return whole[:, :remembered], whole[:, remembered:]
 
 
 def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:

@@ -49,7 +49,7 @@ class ClipSampler(io.ComfyNode):
         if plan is not None:
             width, height = plan.width, plan.height
         geometry = _geometry(facts, width, height)
-        latents = plan.clip_latents if plan is not None else _clip_latents(memory.spec, clip_seconds)
+        latents = _clip_latents(memory.spec, clip_seconds) if plan is None else _planned_latents(memory.spec, plan)
         samples, after = sample_with_memory(model, memory, positive, find_preset(memory.spec.preset), geometry, latents,
                                             seed, node_progress(0, node_id(cls)))
         return io.NodeOutput(clip_latent(model, samples, memory), after, _report(memory, latents))
@@ -68,6 +68,14 @@ def _clip_latents(spec: MemorySpec, clip_seconds: float) -> int:
     chunk_s = spec.chunk_latents * TEMPORAL_STRIDE / spec.fps
     chunks = -(-(clip_seconds - 1e-6) // chunk_s)
     return int(max(1, chunks)) * spec.chunk_latents
+
+
+def _planned_latents(spec: MemorySpec, plan: RenderPlan) -> int:
+    if plan.spec.preset != spec.preset:
+        raise ValueError(message("Clip Sampler: plan and memory are of different checkpoints",
+                                 f"a plan for {plan.spec.preset} and a memory for {spec.preset}", "one checkpoint",
+                                 "Connect the plan and the memory of the same VRAM Budget Gate."))
+    return plan.clip_latents
 
 
 def _report(before: VideoMemory, latents: int) -> str:

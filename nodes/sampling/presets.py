@@ -23,7 +23,8 @@ class Preset:
     """One checkpoint's recipe.
 
     chunk, sink, window: latents. fps: pixel frames per second of the training clips. sigmas: noise levels of a chunk,
-    falling to 0. solver: one of solvers.SOLVERS. tested_with: what the numbers come from.
+    falling to 0. solver: one of solvers.SOLVERS. tested_with: what the numbers come from. whole_timesteps: the model
+    was given 1000 x sigma cut to an integer, while the solver used the sigma as it is.
     """
 
     label: str
@@ -34,6 +35,7 @@ class Preset:
     sigmas: tuple[float, ...]
     solver: str
     tested_with: str
+    whole_timesteps: bool = False
 
 
 _FOUR_STEPS = shifted((1.0, 0.75, 0.5, 0.25), 5.0)
@@ -42,7 +44,7 @@ PRESETS: dict[str, Preset] = {
     "toyworld": Preset("Toy world (bundled demo)", 8, 3, 3, 6, shifted(tuple(1 - i / 8 for i in range(8)), 3.0),
                        "renoise", "this pack's tests"),
     "longlive_2": Preset("LongLive 2.0 (Wan 2.2 TI2V-5B)", 24, 8, 8, 16, (0.99980, 0.93727, 0.83306, 0.62469, 0.0),
-                         "unipc", "published configuration, weights not run here"),
+                         "unipc", "published configuration, weights not run here", whole_timesteps=True),
     "longlive_1": Preset("LongLive 1.0 (Wan 2.1 1.3B)", 16, 3, 3, 6, _FOUR_STEPS, "renoise",
                          "published configuration, weights not run here"),
     "self_forcing": Preset("Self-Forcing (Wan 2.1 1.3B)", 16, 3, 0, 18, _FOUR_STEPS, "renoise",

@@ -102,6 +102,78 @@ def test_another_lora_is_another_model(model):
     assert len(keys) == 3 and patcher_key(model.clone()) == patcher_key(model)
 
 
+def test_model_key_is_the_same_while_the_model_is_loaded(model, positive):
+    """ComfyUI bakes LoRAs into the weights and exchanges the sampling module of a model that it has loaded."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+    from pack.nodes.common.compat import patcher_key
+
+    shifted = ModelSamplingSD3().patch(model, 5.0)[0]
+    shifted.add_patches({"diffusion_model.blocks.0.self_attn.q.weight": ("diff", (torch.ones(256, 256),))}, 0.1)
+    before = patcher_key(model), patcher_key(shifted)
+    sample(shifted, fresh(), positive)
+    assert (patcher_key(model), patcher_key(shifted)) == before
+    assert len(set(before)) == 2
+
+
+def test_model_key_sees_options_that_other_nodes_set(model):
+    from comfy_extras.nodes_rope import ScaleROPE
+    from pack.nodes.common.compat import patcher_key
+
+    scaled = [ScaleROPE.execute(model, 1.0, 0.0, 1.0, 0.0, scale_t, 0.0).args[0] for scale_t in (1.0, 2.0)]
+    assert len({patcher_key(each) for each in (model, *scaled)}) == 3
+
+
+def test_model_key_needs_no_state_dict(model, monkeypatch):
+    """GGUF layers put placeholders without data into their state dict."""
+    from pack.nodes.common.compat import patcher_key
+
+    def placeholder(destination, prefix, keep_vars):
+        destination[f"{prefix}weight"] = torch.empty(1, device="meta")
+
+    before = patcher_key(model)
+    monkeypatch.setattr(model.model.diffusion_model.blocks[3].ffn[0], "_save_to_state_dict", placeholder)
+    assert patcher_key(model) == before
+
+
+def test_rebuilt_sink_keeps_eight_bits(model, positive):
+    from dataclasses import replace
+
+    _, after, _ = sample(model, fresh(precision="4bit"), positive, clip_seconds=3)
+    bare = replace(after, blocks=tuple(replace(block, kv=None) for block in after.blocks))
+    for memory in (after, bare):
+        _, again, _ = sample(model, memory, positive)
+        formats = [block.kv.layers[0].k.precision for block in again.blocks]
+        assert formats == ["int8", "4bit", "4bit"]
+
+
+def test_combined_conditionings_are_refused(model, positive):
+    """ComfyUI gives prompts of different lengths to the model one after the other."""
+    shorter = [[positive[0][0][:, :300], {}]]
+    with pytest.raises(ValueError, match="one prompt at a time, but got several combined ones"):
+        sample(model, fresh(), [*positive, *shorter])
+
+
+def test_conditioning_with_frames_is_refused(model):
+    frames = torch.zeros(1, 16, 1, 10, 16)
+    with pytest.raises(ValueError, match="adds frames to the chunk, but got 'time_dim_concat'"):
+        sample(model, fresh(), [[torch.zeros(1, 512, 4096), {"time_dim_concat": frames}]])
+
+
+def test_plan_of_another_checkpoint_is_refused(model, positive):
+    from pack.nodes.common.types import RenderPlan
+    from pack.nodes.sampling.presets import memory_spec
+
+    plan = RenderPlan(128, 80, 16, memory_spec("longlive_2"), 0, 1, 2**33, (), ())
+    with pytest.raises(ValueError, match="a plan for longlive_2 and a memory for toyworld.*same VRAM Budget Gate"):
+        sample(model, fresh(), positive, plan=plan)
+
+
+def test_image_to_video_models_are_refused(model, positive, monkeypatch):
+    monkeypatch.setattr(model.model.diffusion_model, "in_dim", 36)
+    with pytest.raises(ValueError, match="causal text-to-video model, but got one with 36 channels in and 16 out"):
+        sample(model, fresh(), positive)
+
+
 def test_size_that_does_not_fit_is_refused(model, positive):
     with pytest.raises(ValueError, match="size does not fit the model, but got .?130x80.*steps of 16"):
         sample(model, fresh(), positive, width=130)
@@ -123,3 +195,14 @@ def test_persistent_memory_checks_its_choices():
     assert PersistentMemory.validate_inputs("toyworld", "int8", "ram") is True
     assert "allowed: model, int8, 4bit" in PersistentMemory.validate_inputs("toyworld", "int3", "ram")
     assert "longlive_2" in PersistentMemory.validate_inputs("sora", "int8", "ram")
+    assert PersistentMemory.validate_inputs(None, None, None) is True  # over links: checked when the node runs
+
+
+def test_names_that_come_over_a_link_are_accepted():
+    from pack.nodes.memory.nodes import LoadMemory
+    from pack.nodes.render.nodes import RenderShort
+    from pack.nodes.video.nodes import LoadClip, SaveClip
+
+    assert LoadMemory.validate_inputs(None) is True and "no such file" in LoadMemory.validate_inputs("x.safetensors")
+    for node in (RenderShort, SaveClip, LoadClip):
+        assert node.validate_inputs(None) is True and "plain folder name" in node.validate_inputs("a/b")

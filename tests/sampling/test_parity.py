@@ -34,7 +34,7 @@ def inputs():
     return chunks, torch.randn(1, 20, 64, generator=generator)
 
 
-def block_causal(wan, chunks, times, context, sink=99, window=99):
+def block_causal(wan, chunks, times, context, sink=99, window=99, **options):
     """The oracle: every chunk at once, chunk q attends to itself, to the sink chunks and to the window before it."""
     x = torch.cat(chunks, 2)
     chunk_of = torch.arange(len(chunks) * TOKENS) // TOKENS
@@ -49,7 +49,7 @@ def block_causal(wan, chunks, times, context, sink=99, window=99):
 
     t = torch.tensor([[time for time in times for _ in range(CHUNK)]], dtype=torch.float32)
     with torch.no_grad():
-        return wan(x, t, context, transformer_options={"optimized_attention_override": override})
+        return wan(x, t, context, transformer_options={"optimized_attention_override": override, **options})
 
 
 def run_chunks(wan, chunks, times, context, precision="model", user_options=None):
@@ -70,6 +70,17 @@ def run_chunks(wan, chunks, times, context, precision="model", user_options=None
     return torch.cat(outputs, 2)
 
 
+def hook_forward(wan, chunk, latents, options, time=0.0, context=None, **settings):
+    """One forward through the hook behind `latents` remembered latents without blocks."""
+    from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+    from pack.nodes.sampling.bridge import MemoryHook
+
+    context = torch.zeros(1, 20, 64).to(chunk) if context is None else context
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "videomemory", MemoryHook(latents=latents, **settings), options)
+    with torch.no_grad():
+        return wan(chunk, torch.tensor([time]), context, transformer_options=options)
+
+
 def test_chunks_equal_full_sequence_forward(wan, inputs):
     chunks, context = inputs
     times = (0, 0, 0, 700)
@@ -77,6 +88,48 @@ def test_chunks_equal_full_sequence_forward(wan, inputs):
     actual = run_chunks(wan, chunks, times, context)
     assert (actual - expected).abs().max() < TOLERANCE
     assert expected.std() > 0.1  # the comparison means something
+
+
+def test_a_rope_scale_holds_across_the_join(wan, inputs):
+    """Core's ScaleROPE node spreads the positions: the chunk must lie as far behind its memory as in one forward."""
+    chunks, context = inputs
+    options = {"rope_options": {"scale_t": 3.0, "shift_t": 5.0, "scale_x": 0.5}}
+    expected = block_causal(wan, chunks, (0, 0, 0, 700), context, **options)
+    actual = run_chunks(wan, chunks, (0, 0, 0, 700), context, user_options=options)
+    assert (actual - expected).abs().max() < TOLERANCE
+    assert (block_causal(wan, chunks, (0, 0, 0, 700), context) - expected).abs().max() > 10 * TOLERANCE
+
+
+def test_positions_above_256_are_told_apart_in_bfloat16(wan):
+    """The chunk behind a long memory is turned by whole positions, whatever the model's dtype."""
+    from copy import deepcopy
+
+    from pack.nodes.sampling.bridge import _rotations
+
+    half = deepcopy(wan).to(torch.bfloat16)
+    half.patch_embedding.float()  # as core keeps it
+    x = torch.zeros(1, 16, CHUNK, HEIGHT, WIDTH)
+    _, exact = _rotations(wan, x, 360, {})
+    seen = []
+
+    def patch(args, extra):
+        seen.append(args["pe"])
+        return extra["original_block"](args)
+
+    options = {"patches_replace": {"dit": {("double_block", 0): patch}}}
+    hook_forward(half, x.bfloat16(), 360, options)
+    assert torch.equal(seen[0], exact)
+    assert (exact[:, 0] - exact[:, TOKENS // CHUNK]).abs().max() > 0.1  # neighbours differ
+
+
+def test_whole_timesteps_reach_the_model_cut(wan, inputs):
+    """LongLive 2: 937.27 is given to the model as 937, its solver uses 0.93727."""
+    chunks, context = inputs
+    cut, plain = (hook_forward(wan, chunks[0], 0, {}, 937.27, context, whole_timesteps=whole)
+                  for whole in (True, False))
+    with torch.no_grad():
+        expected = wan(chunks[0], torch.tensor([937.0]), context)
+    assert torch.allclose(cut, expected, atol=TOLERANCE) and not torch.allclose(plain, expected, atol=TOLERANCE)
 
 
 def test_memory_changes_the_result(wan, inputs):
