@@ -50,8 +50,18 @@ def save_memory(memory: VideoMemory, path: str | os.PathLike[str], with_kv: bool
     return path
 
 
+def rest_on_file(memory: VideoMemory, path: str | os.PathLike[str]) -> None:
+    """Let the K/V of a memory lie in the file that save_memory has just written of it instead of in RAM."""
+    for block, saved in zip(memory.blocks, load_memory(path).blocks, strict=True):
+        if block.kv is not None:
+            block.kv.rest_on(saved.kv)
+
+
 def load_memory(path: str | os.PathLike[str]) -> VideoMemory:
-    """Read a memory that save_memory wrote; raises ValueError for any other file and for a newer format."""
+    """Read a memory that save_memory wrote; raises ValueError for any other file and for a newer format.
+
+    Its tensors lie in the mapped file and take RAM only while they are used.
+    """
     path = Path(path)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:

@@ -76,9 +76,14 @@ def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: 
     return replace(memory, geometry=geometry, model_key=model_key, blocks=blocks, shot=shot, prompt_hash=prompt_hash)
 
 
-def end_clip(memory: VideoMemory) -> VideoMemory:
-    """The memory after a finished clip: counted, its caches resting in RAM (bits unchanged)."""
-    blocks = tuple(replace(block, kv=None if block.kv is None else block.kv.to("cpu")) for block in memory.blocks)
+def end_clip(memory: VideoMemory, before: VideoMemory) -> VideoMemory:
+    """The memory after a finished clip: counted, its caches resting in RAM (bits unchanged).
+
+    Chunks that `before`, the memory that the clip began with, holds already are shared with it, not copied again.
+    """
+    at_rest = {block.start: block.kv for block in before.blocks if block.kv is not None}
+    blocks = tuple(block if block.kv is None else replace(block, kv=at_rest.get(block.start) or block.kv.to("cpu"))
+                   for block in memory.blocks)
     return replace(memory, blocks=blocks, clips_done=memory.clips_done + 1)
 
 

@@ -182,7 +182,7 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     steps = latents // preset.chunk * len(preset.sigmas)
     callback = latent_preview.prepare_callback(patched, steps)
     samples = guider.sample(empty, empty, sampler, torch.ones(steps + 1), callback=callback, seed=seed)
-    return samples.to("cpu", torch.float32), end_clip(sampler.memory)
+    return samples.to("cpu", torch.float32), end_clip(sampler.memory, memory)
 
 
 def _check_inputs(model: Any) -> None:

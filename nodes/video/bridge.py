@@ -17,7 +17,7 @@ from ..common.compat import patcher_key
 from ..common.errors import message
 from ..common.progress import Progress
 from ..common.types import TEMPORAL_STRIDE, ClipRecord, RenderPlan, VideoMemory
-from ..memory.files import load_memory, save_memory
+from ..memory.files import load_memory, rest_on_file, save_memory
 from .decode import CONTEXT_LATENTS, stream_decode, stream_decode_tiled, wan_decoder_traits
 from .encode import write_ffv1
 from .run_folder import RunFolder, Take, run_path
@@ -58,6 +58,7 @@ def save_clip(
         take = run.put(take, "latents", lambda path: _save_latent({**latent, "fps": fps}, path))
     if memory is not None and "memory" not in take.files:
         take = run.put(take, "memory", lambda path: save_memory(memory, path))
+        rest_on_file(memory, run.file(take, "memory"))
     if take.status == "done":
         return run.record(take), f"Clip {index} was in {run.path} already; nothing was decoded."
     note = ""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import weakref
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack.nodes.common.types import Geometry, MemorySpec
-from pack.nodes.memory.files import load_memory, save_memory
+from pack.nodes.memory.files import load_memory, rest_on_file, save_memory
 from pack.nodes.memory.kv_cache import BlockKV, pack_layer
 from pack.nodes.memory.state import (
     begin_clip,
@@ -40,6 +43,10 @@ def film(chunks: int, spec: MemorySpec = SPEC):
     for i in range(chunks):
         memory = commit(memory, chunk(i), cache(i))
     return memory
+
+
+def finished(memory):
+    return end_clip(memory, empty_memory(memory.spec))
 
 
 @settings(max_examples=50, deadline=None)
@@ -103,7 +110,7 @@ def test_inconsistent_spec_is_refused():
 
 @pytest.mark.parametrize("precision", ["model", "int8", "4bit"])
 def test_file_round_trip_is_exact(tmp_path, precision):
-    memory = end_clip(replace(film(4), blocks=tuple(
+    memory = finished(replace(film(4), blocks=tuple(
         replace(block, kv=cache(block.start, precision)) for block in film(4).blocks)))
     again = load_memory(save_memory(memory, tmp_path / "m.safetensors"))
     assert replace(again, blocks=(), tail=None) == replace(memory, blocks=(), tail=None)
@@ -116,6 +123,39 @@ def test_file_round_trip_is_exact(tmp_path, precision):
                 want, got = getattr(a, side).tensors(), getattr(b, side).tensors()
                 assert want.keys() == got.keys() and all(torch.equal(want[n], got[n]) for n in want)
     assert list(tmp_path.iterdir()) == [tmp_path / "m.safetensors"]
+
+
+def test_memory_after_a_clip_shares_what_was_at_rest_before():
+    """The sampler moves caches to the card and back: the film's start must not be copied with every clip."""
+    before = finished(film(2))
+
+    def moved(kv):
+        return BlockKV(tuple(type(layer)(layer.k.map(torch.clone), layer.v.map(torch.clone)) for layer in kv.layers))
+
+    on_card = replace(before, blocks=tuple(replace(block, kv=moved(block.kv)) for block in before.blocks))
+    after = end_clip(commit(on_card, chunk(2), cache(2)), before)
+    assert [a.kv is b.kv for a, b in zip(after.blocks, before.blocks, strict=False)] == [True, True]
+    assert after.blocks[2].kv is not None and after.clips_done == 2
+
+
+@pytest.mark.parametrize("precision", ["model", "int8", "4bit"])
+def test_saved_memory_rests_in_its_file_with_the_same_bits(tmp_path, precision):
+    memory = replace(film(4), blocks=tuple(replace(block, kv=cache(block.start, precision))
+                                           for block in film(4).blocks))
+    tensors = [tensor.clone() for tensor in kv_tensors(memory)]
+    gone = [weakref.ref(tensor) for tensor in kv_tensors(memory)]
+    rest_on_file(memory, save_memory(memory, tmp_path / "m.safetensors"))
+    assert not any(reference() is not None for reference in gone)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, kv_tensors(memory), strict=True))
+    if sys.platform == "linux":
+        maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("m.safetensors")]
+        spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in maps]
+        assert all(any(start <= tensor.data_ptr() < stop for start, stop in spans) for tensor in kv_tensors(memory))
+
+
+def kv_tensors(memory):
+    return [tensor for block in memory.blocks for layer in block.kv.layers for packed in (layer.k, layer.v)
+            for tensor in packed.tensors().values()]
 
 
 def test_file_without_cache_is_small_and_says_so(tmp_path):
