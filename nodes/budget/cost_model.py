@@ -82,15 +82,19 @@ def sampling_cost(job: Job) -> PhaseCost:
 
 
 def decode_cost(job: Job) -> PhaseCost:
-    """Weights and one call of the streaming decoder, on whole frames or a tile; tiled, RAM holds the clip's frames."""
+    """Weights and one call of the streaming decoder, on whole frames or a tile; tiled, RAM holds the clip's frames.
+
+    Disk: what Save Clip writes, the memory after the clip (its K/V too), the latents and the frames.
+    """
     vae, tile = job.vae, job.decode_tile_px or max(job.width, job.height)
     pixels = min(tile, job.width) * min(tile, job.height)
     vram = vae.weight_bytes + int(DECODE_VALUES[vae.kind] * vae.dim * pixels * vae.dtype_bytes)
     frames = frame_count(job.clip_latents, CONTEXT_LATENTS)
     area = job.width * job.height
     buffer = tiled_buffer_bytes(frames, job.height, job.width) if job.decode_tile_px else 0
-    ram = memory_bytes(job, job.spec.capacity_latents) + buffer + 2 * TEMPORAL_STRIDE * 3 * area * FLOAT32
-    return PhaseCost("decode", vram, ram, int(frames * area * FFV1_BYTES_PER_PIXEL) + latents_bytes(job))
+    memory = memory_bytes(job, job.spec.capacity_latents)
+    ram = memory + buffer + 2 * TEMPORAL_STRIDE * 3 * area * FLOAT32
+    return PhaseCost("decode", vram, ram, int(frames * area * FFV1_BYTES_PER_PIXEL) + latents_bytes(job) + memory)
 
 
 def interpolation_cost(job: Job) -> PhaseCost:

@@ -81,6 +81,13 @@ def test_every_concession_costs_less_than_what_it_replaces():
     assert tiled.ram_bytes - whole.ram_bytes == 96 * 1280 * 704 * 3 * 2
 
 
+def test_disk_holds_the_memory_that_is_saved_with_every_clip():
+    exact, four = job(), job(precision="4bit")
+    saved = memory_bytes(exact, 32) - memory_bytes(four, 32)
+    assert saved > 5e9
+    assert decode_cost(exact).disk_bytes - decode_cost(four).disk_bytes == saved
+
+
 def test_phases_come_in_order_and_are_never_negative():
     costs = phase_costs(job())
     assert tuple(cost.phase for cost in costs) == PHASES
