@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import folder_paths
 
@@ -122,10 +123,11 @@ class LoadMemory(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        if file is None or file in _saved_memories():  # None: it comes over a link
-            return True
-        return message("Load Memory: no such file", file, ", ".join(_saved_memories()) or "nothing is saved yet",
-                       "Save a memory first, or press R to refresh the list.")
+        """A name that comes over a link is None here and is checked when the node runs."""
+        try:
+            return file is None or bool(_memory_path(file))
+        except ValueError as error:
+            return str(error)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
@@ -142,14 +144,18 @@ def _memory_folder() -> str:
 
 
 def _memory_path(file: str) -> str:
-    return os.path.join(_memory_folder(), os.path.basename(file))
+    """Where a saved memory lies; ValueError for anything that is not in the list."""
+    known = _saved_memories()
+    if file not in known:
+        raise ValueError(message("Load Memory: no such file", file, ", ".join(known) or "nothing is saved yet",
+                                 "Save a memory first, or press R to refresh the list."))
+    return os.path.join(_memory_folder(), *file.split("/"))
 
 
 def _saved_memories() -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(_memory_folder()) if name.endswith(".safetensors"))
-    except FileNotFoundError:
-        return []
+    """Names below the memories' folder; Save Memory makes sub-folders of a prefix such as heroes/anna."""
+    folder = Path(_memory_folder())
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
 
 
 NODES = [PersistentMemory, Forget, SaveMemory, LoadMemory]

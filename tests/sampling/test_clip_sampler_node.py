@@ -206,3 +206,20 @@ def test_names_that_come_over_a_link_are_accepted():
     assert LoadMemory.validate_inputs(None) is True and "no such file" in LoadMemory.validate_inputs("x.safetensors")
     for node in (RenderShort, SaveClip, LoadClip):
         assert node.validate_inputs(None) is True and "plain folder name" in node.validate_inputs("a/b")
+
+
+def test_a_memory_saved_under_any_prefix_can_be_loaded(tmp_path, monkeypatch):
+    folder_paths = pytest.importorskip("folder_paths")
+    from pack.nodes.memory.nodes import LoadMemory, SaveMemory
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    (tmp_path / "output").mkdir()
+    memory = fresh(window_seconds=6.0)
+    for prefix in ("hero", "heroes/anna"):
+        SaveMemory.EXECUTE_NORMALIZED(memory=memory, filename_prefix=prefix)
+        assert LoadMemory.EXECUTE_NORMALIZED(file=f"{prefix}_00001_.safetensors").args[0] == memory
+    (tmp_path / "output" / "videomemory" / "other.safetensors").touch()
+    for outside in ("../other.safetensors", str(tmp_path / "other.safetensors"), "hero"):
+        assert "no such file" in LoadMemory.validate_inputs(outside)
+        with pytest.raises(ValueError, match="no such file.*allowed: hero_00001_.safetensors, heroes/anna_00001_"):
+            LoadMemory.EXECUTE_NORMALIZED(file=outside)
