@@ -65,8 +65,9 @@ def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: 
     """
     if memory.geometry is not None and memory.geometry != geometry:
         raise ValueError(message(
-            "Clip Sampler: this memory belongs to a film of another size",
-            f"{geometry.width}x{geometry.height} latent pixels", f"{memory.geometry.width}x{memory.geometry.height}",
+            "Clip Sampler: this memory belongs to a film of another size or model",
+            f"{geometry.width}x{geometry.height} latent pixels of {geometry.channels} channels",
+            f"{memory.geometry.width}x{memory.geometry.height} of {memory.geometry.channels}",
             "Keep one size for the whole film, or start from a new Persistent Memory."))
     blocks = memory.blocks
     if memory.model_key and memory.model_key != model_key:
