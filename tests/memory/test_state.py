@@ -89,7 +89,7 @@ def test_another_model_drops_the_cache_and_keeps_the_latents():
 
 
 def test_another_size_is_refused():
-    with pytest.raises(ValueError, match="another size or model, but got 80x44 latent pixels of 48 channels; allowed: 16x10 of 16"):
+    with pytest.raises(ValueError, match="got 80x44 latent pixels of 48 channels; allowed: 16x10 of 16"):
         begin_clip(film(1), Geometry(48, 44, 80), "model", None)
 
 
