@@ -160,6 +160,7 @@ def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = forma
     weights: "nf4" quantises on load (or reads a file that is NF4 already), "original" leaves the weights to ComfyUI.
     min_bytes: smaller weights stay in high precision. Raises ValueError for files that are not what was asked for.
     """
+    _check_weights(weights)
     if weights == "original" and not _is_packed(path):
         return _load_original_model(path)
     checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
@@ -186,6 +187,7 @@ def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = formats.
     Reduced UMT5 encoders are built with the sizes of their tensors, which ComfyUI's own loader cannot do. embeddings:
     folders of textual inversions.
     """
+    _check_weights(weights)
     if weights == "original" and not _is_packed(path):
         return _load_original_clip(path, embeddings)
     checkpoint = formats.read_checkpoint(path, formats.TEXT_ENCODERS)
@@ -196,6 +198,12 @@ def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = formats.
                        custom_operations=QuantOperations)
     _exchange_patcher(clip)
     return clip, formats.describe_load(checkpoint, plan, clip.patcher.model_size())
+
+
+def _check_weights(weights: str) -> None:
+    if weights not in WEIGHTS:
+        raise ValueError(message("The loader needs a kind of weights", weights, ", ".join(WEIGHTS),
+                                 "Choose one of these."))
 
 
 def _load_original_model(path: str) -> tuple[comfy.model_patcher.ModelPatcher, str]:
@@ -210,10 +218,13 @@ def _load_original_model(path: str) -> tuple[comfy.model_patcher.ModelPatcher, s
 
 
 def _load_original_clip(path: str, embeddings: list[str] | None) -> tuple[comfy.sd.CLIP, str]:
-    """ComfyUI's own loader takes full-size safetensors; torch files and reduced encoders are opened here."""
-    checkpoint = formats.recognise(path, formats.TEXT_ENCODERS)
-    config = formats.umt5_config(checkpoint) if checkpoint is not None else UMT5_XXL
-    if checkpoint is None or (is_safetensors(path) and config.items() >= UMT5_XXL.items()):
+    """ComfyUI's own loader takes full-size safetensors; torch files and reduced encoders are opened here.
+
+    Another file is refused: ComfyUI's loader would make an SD 1 encoder without weights of it.
+    """
+    checkpoint = formats.read_checkpoint(path, formats.TEXT_ENCODERS)
+    config = formats.umt5_config(checkpoint)
+    if is_safetensors(path) and config.items() >= UMT5_XXL.items():
         clip = comfy.sd.load_clip([path], embedding_directory=embeddings, clip_type=comfy.sd.CLIPType.WAN)
         return clip, formats.describe_original(Path(path), clip.patcher.model_size())
     clip = _build_clip(map_weights(checkpoint), config, checkpoint, embeddings)

@@ -97,12 +97,13 @@ def read_checkpoint(path: str | Path, families: tuple[Family, ...]) -> Checkpoin
     if checkpoint is not None:
         return checkpoint
     headers = read_header(path).tensors
+    other = ", or set weights to 'original' to load it as ComfyUI would" if families is DIFFUSION_MODELS else ""
     looked_for = "; ".join(f"{family.title} ({', '.join(family.markers)})" for family in families)
     raise ValueError(message(
         f"'{Path(path).name}' must be a checkpoint that this node knows",
         f"a file with {len(headers)} tensors, the first named {next(iter(headers), None)!r}",
         f"{looked_for}, with or without one of the prefixes {', '.join(filter(None, PREFIXES))}",
-        "Choose another file, or set weights to 'original' to load it as ComfyUI would."))
+        f"Choose another file{other}."))
 
 
 def recognise(path: str | Path, families: tuple[Family, ...]) -> Checkpoint | None:

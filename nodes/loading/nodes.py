@@ -38,11 +38,11 @@ class LoadDiffusionModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str, weights: str) -> bool | str:
-        return _check("Load Diffusion Model (NF4)", "diffusion_models", model_name, weights)
+    def validate_inputs(cls, model_name: str | None) -> bool | str:
+        return _check("Load Diffusion Model (NF4)", "diffusion_models", model_name)
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, weights: str) -> tuple:
+    def fingerprint_inputs(cls, model_name: str | None, weights: str | None) -> tuple:
         return _fingerprint("diffusion_models", model_name)
 
     @classmethod
@@ -77,11 +77,11 @@ class LoadTextEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text_encoder_name: str, weights: str) -> bool | str:
-        return _check("Load Text Encoder (NF4)", "text_encoders", text_encoder_name, weights)
+    def validate_inputs(cls, text_encoder_name: str | None) -> bool | str:
+        return _check("Load Text Encoder (NF4)", "text_encoders", text_encoder_name)
 
     @classmethod
-    def fingerprint_inputs(cls, text_encoder_name: str, weights: str) -> tuple:
+    def fingerprint_inputs(cls, text_encoder_name: str | None, weights: str | None) -> tuple:
         return _fingerprint("text_encoders", text_encoder_name)
 
     @classmethod
@@ -92,18 +92,22 @@ class LoadTextEncoder(io.ComfyNode):
         return io.NodeOutput(*load_text_encoder(path, weights, progress=progress, embeddings=embeddings))
 
 
-def _check(node: str, folder: str, name: str, weights: str) -> bool | str:
+def _check(node: str, folder: str, name: str | None) -> bool | str:
+    """Whether the file is there; a name that comes over a link is None here and is checked when the node runs.
+
+    Only the name is asked for: ComfyUI repeats a refusal for every input that validate_inputs takes.
+    """
     names = folder_paths.get_filename_list(folder)
-    if name not in names:
+    if name is not None and name not in names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         return message(f"{node} needs a file of models/{folder}", name, shown or "nothing: the folder is empty",
                        "Put the file there and press R, or choose another one.")
-    if weights not in WEIGHTS:
-        return message(f"{node} needs a kind of weights", weights, ", ".join(WEIGHTS), "Choose one of these.")
     return True
 
 
-def _fingerprint(folder: str, name: str) -> tuple:
+def _fingerprint(folder: str, name: str | None) -> tuple:
+    if name is None:  # over a link: that input's own value tells the cache
+        return ()
     facts = os.stat(folder_paths.get_full_path_or_raise(folder, name))
     return name, facts.st_mtime_ns, facts.st_size
 

@@ -36,16 +36,32 @@ def test_nodes_load_the_toy_files(nodes: ModuleType) -> None:
 
 
 def test_unknown_files_are_refused_before_loading(nodes: ModuleType) -> None:
-    answer = nodes.LoadDiffusionModel.validate_inputs(model_name="missing.safetensors", weights="nf4")
+    answer = nodes.LoadDiffusionModel.validate_inputs(model_name="missing.safetensors")
     assert "Load Diffusion Model (NF4) needs a file of models/diffusion_models, but got 'missing.safetensors'" in answer
-    answer = nodes.LoadTextEncoder.validate_inputs(text_encoder_name="missing.safetensors", weights="nf4")
+    answer = nodes.LoadTextEncoder.validate_inputs(text_encoder_name="missing.safetensors")
     assert "models/text_encoders" in answer and "Put the file there and press R" in answer
 
 
 def test_unknown_kinds_of_weights_are_refused(nodes: ModuleType) -> None:
-    answer = nodes.LoadDiffusionModel.validate_inputs(model_name="toyworld_dit_fp16.safetensors", weights="int3")
-    assert "but got 'int3'; allowed: nf4, original" in answer
-    assert nodes.LoadDiffusionModel.validate_inputs(model_name="toyworld_dit_fp16.safetensors", weights="nf4") is True
+    for node, name in ((nodes.LoadDiffusionModel, {"model_name": "toyworld_dit_fp16.safetensors"}),
+                       (nodes.LoadTextEncoder, {"text_encoder_name": "toyworld_te_fp16.safetensors"})):
+        assert node.validate_inputs(**name) is True
+        with pytest.raises(ValueError, match=r"but got 'int3'; allowed: nf4, original"):
+            run(node, **name, weights="int3")
+
+
+def test_names_over_a_link_are_left_to_the_run(nodes: ModuleType) -> None:
+    assert nodes.LoadDiffusionModel.validate_inputs(model_name=None) is True
+    assert nodes.LoadDiffusionModel.fingerprint_inputs(model_name=None, weights="nf4") == ()
+    assert nodes.LoadTextEncoder.validate_inputs(text_encoder_name=None) is True
+    assert nodes.LoadTextEncoder.fingerprint_inputs(text_encoder_name=None, weights=None) == ()
+
+
+@pytest.mark.parametrize("weights", ["nf4", "original"])
+def test_other_files_are_no_text_encoder(nodes: ModuleType, weights: str) -> None:
+    """ComfyUI's own loader makes an SD 1 encoder with random weights of them."""
+    with pytest.raises(ValueError, match=r"UMT5 text encoder .* Choose another file\.$"):
+        run(nodes.LoadTextEncoder, text_encoder_name="toyworld_dit_fp16.safetensors", weights=weights)
 
 
 def test_fingerprint_follows_the_file(nodes: ModuleType, tmp_path: Path) -> None:
