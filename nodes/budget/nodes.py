@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, model_facts, schema
 from ..common.types import TEMPORAL_STRIDE, VideoMemory
 from .bridge import look_around, vae_facts
-from .planner import PROFILES, budget_of, check_budget_gb, check_request, make_plan
+from .planner import PROFILES, budget_of, check_profile, make_plan
 from .report import report
 
 STORED = frozenset({"int8", "4bit", "window"})  # what a memory that holds something has decided already
@@ -54,14 +54,13 @@ class BudgetGate(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None, height: int | None, clip_seconds: float | None,
-                        budget_gb: float | None, profile: str | None) -> bool | str:
-        """A value that comes over a link is None here and is checked when the node runs."""
-        given = (width, height, clip_seconds, profile)
-        asked = (other if value is None else value for value, other in zip(given, (64, 64, 1, "balanced"), strict=True))
+    def validate_inputs(cls, profile: str | None) -> bool | str:
+        """Numbers are checked by ComfyUI, which repeats a refusal for every input that this takes.
+
+        A choice that comes over a link is None here and is checked when the node runs.
+        """
         try:
-            check_request(*asked)
-            check_budget_gb(budget_gb or 0.0)
+            check_profile("balanced" if profile is None else profile)
         except ValueError as error:
             return str(error)
         return True

@@ -96,6 +96,11 @@ def check_request(width: int, height: int, clip_s: float, profile: str) -> None:
     if not math.isfinite(clip_s) or not 0 < clip_s <= 600:
         raise ValueError(message("VRAM Budget Gate: clip_seconds is no length", clip_s,
                                  "more than 0, up to 600 seconds", "4 seconds is a good clip."))
+    check_profile(profile)
+
+
+def check_profile(profile: str) -> None:
+    """Raise ValueError unless the profile is known."""
     if profile not in PROFILES:
         raise ValueError(message("VRAM Budget Gate: unknown profile", profile, ", ".join(PROFILES), "Choose another."))
 
@@ -213,7 +218,8 @@ def _refusal(smallest: Job, profile: str, pinned: frozenset[str], budget: Budget
         room += f", {gb(budget.disk_bytes)} of free disk"
     return message(
         f"VRAM Budget Gate: {smallest.width}x{smallest.height} does not fit, whatever is given up",
-        f"a {worst.phase} phase of {' and '.join(needs)}, {gb(missing_bytes(worst, budget))} too much", f"up to {room}",
+        f"{' and '.join(needs)} in the {worst.phase} phase, {gb(missing_bytes(worst, budget))} too much",
+        f"up to {room}",
         _advice(smallest, profile, pinned, budget))
 
 

@@ -92,15 +92,20 @@ def test_stored_memory_keeps_its_window_and_precision(gate, toy_model, toy_vae):
     assert "holds clips already" in text
 
 
+def test_unknown_profile_is_refused_before_anything_is_loaded(gate):
+    assert gate.validate_inputs("balanced") is True
+    assert gate.validate_inputs(None) is True
+    assert "unknown profile, but got 'fast'" in gate.validate_inputs("fast")
+
+
 @pytest.mark.parametrize(("name", "value", "part"), [
     ("width", 0, "width is no size"), ("clip_seconds", 0.0, "clip_seconds"), ("budget_gb", -1.0, "budget_gb"),
     ("profile", "fast", "unknown profile"),
 ])
-def test_bad_values_are_refused_before_anything_is_loaded(gate, name, value, part):
-    values = {"width": 1280, "height": 704, "clip_seconds": 4.0, "budget_gb": 0.0, "profile": "balanced"}
-    assert gate.validate_inputs(**values) is True
-    assert gate.validate_inputs(**{**values, "width": None, "profile": None}) is True
-    assert part in gate.validate_inputs(**{**values, name: value})
+def test_bad_values_over_a_link_are_refused(gate, toy_model, toy_vae, name, value, part):
+    values = {"width": 128, "height": 80, "clip_seconds": 3.0, "budget_gb": 12.0, "profile": "balanced"}
+    with pytest.raises(ValueError, match=part):
+        gate.execute(toy_model, toy_vae, TOY_MEMORY, **{**values, name: value})
 
 
 def test_ti2v_5b_is_planned_from_its_shapes_alone(gate):

@@ -198,7 +198,7 @@ def test_refusal_names_the_phase_what_is_missing_and_a_size_that_fits():
         plan_5b(card(5.0), size=(1920, 1088))
     text = str(error.value)
     assert "1920x1088 does not fit" in text
-    assert "a sampling phase of" in text
+    assert "in the sampling phase" in text
     assert "up to 5.0 GB (a test card)" in text
     width, height = text.rsplit(". ", 1)[1].split(" would fit.")[0].split("x")
     plan_5b(card(5.0), size=(int(width), int(height)))
@@ -211,7 +211,7 @@ def test_refusal_says_so_when_the_weights_alone_are_too_large():
 
 def test_refusal_names_the_disk_when_it_is_full():
     budget = Budget(100 * GIB, 100 * GIB, False, 10 * 2**20, "a test card")
-    with pytest.raises(RuntimeError, match=r"a decode phase of .* of disk.* 10 MB of free disk"):
+    with pytest.raises(RuntimeError, match=r"of disk in the decode phase, .* 10 MB of free disk"):
         plan_5b(budget)
 
 
