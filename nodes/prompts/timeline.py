@@ -26,6 +26,8 @@ HERO = "{hero}"
 GRAMMAR = "'0-3: what happens', '3: what happens' or '1:05-1:09: what happens'"
 MAX_CLIPS = 10_000  # about ten hours of film; more is a slip of the keyboard
 
+MAX_CHARACTERS = 10_000  # of a clip's prompt; attention of a text encoder grows with the square: 30 000 ended a server
+
 _TIME = r"(\d+:[0-5]\d(?:\.\d+)?|\d+(?:\.\d+)?)\s*s?"
 _LINE = re.compile(rf"^{_TIME}\s*(?:[-–]\s*{_TIME})?\s*:(?!\d\d)\s*(\S.*)$")  # "3:10 birds" forgot its colon
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
@@ -184,7 +186,13 @@ def _cut_at_end(lines: list[_Line], film_s: float) -> list[Scene]:
 
 
 def _with_texts(timeline: PromptTimeline) -> PromptTimeline:
-    return timeline._replace(clip_texts=tuple(prompt.text for prompt in clip_prompts(timeline)))
+    texts = tuple(prompt.text for prompt in clip_prompts(timeline))
+    for i, text in enumerate(texts, 1):
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(message(f"Re-anchor Prompt Schedule: the prompt of clip {i} is too long",
+                                     f"{len(text)} characters", f"up to {MAX_CHARACTERS} characters",
+                                     "Shorten its scene, or the identity."))
+    return timeline._replace(clip_texts=texts)
 
 
 def _clip_count(timeline: PromptTimeline) -> int:

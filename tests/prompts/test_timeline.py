@@ -89,6 +89,7 @@ def test_error_names_the_line_when_scenes_are_wrong(scenes, parts):
     ({"identity": " \n"}, "needs the identity"), ({"hero": ""}, "needs the hero"), ({"clip_s": 0}, "clip_seconds"),
     ({"film_s": -1}, "film_seconds"), ({"film_s": math.inf}, "film_seconds"), ({"reanchor_s": -1}, "reanchor_seconds"),
     ({"reanchor_s": math.nan}, "reanchor_seconds"), ({"clip_s": 0.0001}, "too many clips"),
+    ({"scenes": "0: a\n9: " + "{hero} " * 300, "hero": "x" * 50}, "prompt of clip 4 is too long, but got 15"),
 ])
 def test_error_names_the_input_when_a_value_is_wrong(changes, part):
     values = {"identity": HERO, "hero": "the hero", "scenes": "0: a", "reanchor_s": 8, "clip_s": 3, "film_s": 12}
