@@ -10,6 +10,8 @@ import comfy.model_patcher
 import folder_paths
 import torch
 
+from ..common.errors import message
+from .retime import exact_fps, output_count
 from .rife import frames_between, interpolation_bytes
 from .weights import find_weights, load_rife
 
@@ -29,6 +31,17 @@ def load_interpolator(model_name: str) -> RifeInterpolator:
     dtype = torch.float16 if mm.should_use_fp16(device) else torch.float32
     module = load_rife(find_weights(model_name, weight_folders()), dtype)
     return RifeInterpolator(comfy.model_patcher.ModelPatcher(module, device, mm.unet_offload_device()))
+
+
+def require_room(images: torch.Tensor, source_fps: float, target_fps: float) -> None:
+    """RuntimeError when the images [N, H, W, C] at another rate do not fit into the RAM that is free."""
+    count = output_count(len(images), exact_fps(source_fps), exact_fps(target_fps))
+    needed, free = count * images[:1].numel() * torch.float32.itemsize, mm.get_free_memory(torch.device("cpu"))
+    if needed > free:
+        raise RuntimeError(message(
+            "Interpolate Frames (RIFE) holds all images in RAM", f"{count} images of together {needed / 1e9:.1f} GB",
+            f"up to {free / 1e9:.1f} GB, which is free now",
+            "Lower the frame rate, take fewer images, or let Assemble Short do it, which streams."))
 
 
 class RifeInterpolator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..common.compat import RifeModelIO, field, io, node_id, node_progress, schema
-from .bridge import RifeInterpolator, load_interpolator, weight_folders
+from .bridge import RifeInterpolator, load_interpolator, require_room, weight_folders
 from .retime import retime_images
 from .weights import BUNDLED, find_weights, list_weights
 
@@ -71,6 +71,7 @@ class InterpolateFrames(io.ComfyNode):
     @classmethod
     def execute(cls, images: torch.Tensor, rife: RifeInterpolator, source_fps: float,
                 target_fps: float) -> io.NodeOutput:
+        require_room(images, source_fps, target_fps)
         progress = node_progress(1, node_id(cls))
         return io.NodeOutput(retime_images(images, source_fps, target_fps, rife, progress), target_fps)
 

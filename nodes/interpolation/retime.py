@@ -100,6 +100,9 @@ def retime_images(
     images: torch.Tensor, source_fps: float, target_fps: float, interpolate: Interpolator, progress: Progress
 ) -> torch.Tensor:
     """A batch of images [N, H, W, 3] at another rate: [M, H, W, 3] float32 on the CPU, M as output_count says."""
+    if not len(images):
+        raise ValueError(message("Interpolate Frames (RIFE) needs images", "none", "one image or more",
+                                 "Connect a batch of images that is not empty."))
     source, target = exact_fps(source_fps), exact_fps(target_fps)
     out = torch.empty(output_count(len(images), source, target), *images.shape[1:])
     frames = retime(images.cpu(), len(images), source, target, interpolate, Tally())

@@ -34,6 +34,16 @@ def test_node_interpolates_to_any_rate(nodes, rife):
     assert (rife(images[0], images[1], [0.5])[0] - blend).abs().mean() < 0.05
 
 
+def test_more_images_than_ram_are_refused_at_once(nodes, rife):
+    with pytest.raises(RuntimeError, match=r"5000000 images of together .* GB, which is free now.*Assemble Short"):
+        nodes.InterpolateFrames.execute(torch.zeros(5, 64, 64, 3), rife, 0.001, 1000.0)
+
+
+def test_no_images_are_refused(nodes, rife):
+    with pytest.raises(ValueError, match="needs images, but got 'none'"):
+        nodes.InterpolateFrames.execute(torch.zeros(0, 64, 64, 3), rife, 8.0, 24.0)
+
+
 def test_model_can_be_unloaded_and_comes_back(rife):
     import comfy.model_management as mm
 
