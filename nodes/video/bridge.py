@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import comfy.model_management as mm
 import folder_paths
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..common.compat import patcher_key
@@ -48,7 +49,7 @@ def save_clip(
     What the folder already holds for the same latents is kept, so a cancel while decoding costs only the decode.
     fingerprint "": the digest of the latents stands for it.
     """
-    samples, context = _checked_samples(latent), latent.get("context_samples")
+    samples, context = _checked_samples(latent, vae), latent.get("context_samples")
     tile_px = plan.decode_tile_px if plan else 0
     fps = clip_fps(memory, plan, latent)
     digest = latent_digest(latent)
@@ -86,7 +87,7 @@ def load_clip(run: RunFolder, index: int, with_memory: bool,
             f"Load Clip: the run {run.path.name!r} needs a saved clip {index}", "none",
             f"clip {', '.join(map(str, known))}" if known else "a run in which Save Clip has saved clips",
             "Check the run name and the clip's number; the first clip is 0."))
-    latent = _load_latent(run.file(take, "latents"))
+    latent = _load_latent(run.undamaged(take, "latents"))
     return latent, load_memory(run.file(take, "memory")) if with_memory else None
 
 
@@ -158,12 +159,34 @@ def _decode_by_core(vae: Any, samples: torch.Tensor, tile_px: int) -> Iterator[t
     yield from images.reshape(-1, 1, *images.shape[-3:]).float().cpu()
 
 
-def _checked_samples(latent: dict[str, Any]) -> torch.Tensor:
-    samples = latent["samples"]
+@contextlib.contextmanager
+def disk_errors(node: str, folder: str | Path) -> Iterator[None]:
+    """Say a full disk or a folder without rights in one sentence: RuntimeError instead of the library's own words."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RuntimeError(message(
+            f"{node} has to write into {str(folder)!r}", f"the error {error}", "a folder with room and with rights",
+            "Make room, or give ComfyUI another --output-directory, and queue again: finished clips are kept."
+        )) from error
+
+
+def _checked_samples(latent: dict[str, Any], vae: Any) -> torch.Tensor:
+    """The clip's latents; ValueError unless they are one video's, fit the VAE and what lies before them."""
+    samples, context = latent["samples"], latent.get("context_samples")
     if samples.ndim != 5 or samples.shape[0] != 1:
         raise ValueError(message(
             "Save Clip needs the latents of one video, [1, C, T, h, w]", f"the shape {list(samples.shape)}",
             "a batch of one video", "Set the batch size to 1, and use a video model's latents."))
+    if samples.shape[1] != vae.latent_channels:
+        raise ValueError(message(
+            "Save Clip needs latents that its VAE can decode", f"latents with {samples.shape[1]} channels",
+            f"{vae.latent_channels} channels", "Connect the VAE that belongs to the model of these latents."))
+    if context is not None and (context.shape[1], *context.shape[3:]) != (samples.shape[1], *samples.shape[3:]):
+        raise ValueError(message(
+            "Save Clip decodes the latents before the clip along with it", f"{list(context.shape)} before a clip of "
+            f"{list(samples.shape)}", "the same channels, height and width",
+            "Connect Clip Sampler directly: a node between them changed only the clip."))
     return samples
 
 

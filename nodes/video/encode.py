@@ -177,6 +177,10 @@ class _AudioTrack:
         if waveform.shape[0] > 2:
             raise ValueError(message("The film's sound must be mono or stereo", f"{waveform.shape[0]} channels",
                                      "1 or 2 channels", "Mix the audio down first."))
+        rates = sorted(av.codec.Codec("aac", "w").audio_rates)
+        if int(audio["sample_rate"]) not in rates:
+            raise ValueError(message("The film's sound needs a sample rate that AAC has", f"{audio['sample_rate']} Hz",
+                                     ", ".join(map(str, rates)), "Resample the sound first."))
         self.samples = waveform.clamp(-1.0, 1.0).numpy()
         self.rate, self.done = int(audio["sample_rate"]), 0
         self.layout = "mono" if waveform.shape[0] == 1 else "stereo"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import folder_paths
@@ -21,13 +22,15 @@ from ..common.compat import (
     schema,
     ui,
 )
+from ..common.errors import message
 from ..common.types import VideoClips
-from .bridge import load_clip, open_run, save_clip
+from .bridge import disk_errors, load_clip, open_run, save_clip
 from .encode import write_mp4
 from .run_folder import run_path
 from .stream import Tally, film_frames, film_report, plan_film
 
 RUN_TIP = "The film's folder inside output/videomemory. Clips already finished there are not decoded again."
+FILE_NAME_BYTES = 200  # file systems take 255; a number and an ending are added
 
 
 def _check_run_name(run_name: str | None) -> bool | str:
@@ -37,6 +40,17 @@ def _check_run_name(run_name: str | None) -> bool | str:
     except ValueError as error:
         return str(error)
     return True
+
+
+def _check_prefix(filename_prefix: str | None) -> bool | str:
+    """Known before the film is rendered; a name that comes over a link is None here and is checked by ComfyUI."""
+    path, output = os.path.normpath(filename_prefix or ""), os.path.abspath(folder_paths.get_output_directory())
+    full = os.path.abspath(os.path.join(output, os.path.dirname(path)))
+    if Path(full).is_relative_to(output) and len(os.path.basename(path).encode()) <= FILE_NAME_BYTES:
+        return True
+    return message("Assemble Short needs a file name inside ComfyUI's output folder", filename_prefix,
+                   f"folders below {output} and a name of at most {FILE_NAME_BYTES} bytes",
+                   'Choose a name such as "video/short".')
 
 
 class SaveClip(io.ComfyNode):
@@ -83,6 +97,7 @@ class SaveClip(io.ComfyNode):
         index = len(clips.records) if clips else 0
         if fingerprint and open_run(run_name).is_sampled(index, fingerprint):
             return []
+        open_run(run_name).require_writable()
         return [name for name in ("samples", "memory") if name in inputs and inputs[name] is None]
 
     @classmethod
@@ -91,8 +106,9 @@ class SaveClip(io.ComfyNode):
         run, before = open_run(run_name), clips.records if clips else ()
         if samples is None:
             samples, memory = load_clip(run, len(before), True, fingerprint)
-        record, report = save_clip(run, len(before), samples, vae, memory, plan, fingerprint,
-                                   node_progress(1, node_id(cls)))
+        with disk_errors("Save Clip", run.path):
+            record, report = save_clip(run, len(before), samples, vae, memory, plan, fingerprint,
+                                       node_progress(1, node_id(cls)))
         return io.NodeOutput(VideoClips((*before, record)), memory, report)
 
 
@@ -156,7 +172,8 @@ class AssembleShort(io.ComfyNode):
                 field(io.Int, "enlarge", default=1, min=1, max=8,
                       tooltip="Multiply width and height by this, smoothly. 1 = as the clips."),
                 field(io.Int, "crf", display_name="quality (crf)", default=18, min=0, max=51,
-                      tooltip="H.264 quality: lower is better and larger; 18 looks like the original."),
+                      tooltip="H.264 quality: lower is better and larger; 18 looks like the original, 0 is lossless, "
+                              "which browsers do not play."),
                 field(io.String, "filename_prefix", display_name="file name", default="video/short",
                       tooltip="Folder and start of the name inside ComfyUI's output folder."),
                 field(io.Audio, "audio", optional=True, tooltip="Sound for the film; cut at its end."),
@@ -169,14 +186,20 @@ class AssembleShort(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        return _check_prefix(filename_prefix)
+
+    @classmethod
     def execute(cls, clips: VideoClips, target_fps: float, enlarge: int, crf: int, filename_prefix: str, rife=None,
                 audio=None) -> io.NodeOutput:
         plan, tally = plan_film(clips.records, target_fps, enlarge), Tally()
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), plan.width, plan.height)
-        path = Path(folder) / f"{name}_{counter:05}_.mp4"
-        frames = film_frames(plan, rife, node_progress(plan.frames, node_id(cls)), tally)
-        write_mp4(path, frames, plan.target_fps, crf, audio, cls.workflow_text())
+        output = folder_paths.get_output_directory()
+        with disk_errors("Assemble Short", output):
+            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+                filename_prefix, output, plan.width, plan.height)
+            path = Path(folder) / f"{name}_{counter:05}_.mp4"
+            frames = film_frames(plan, rife, node_progress(plan.frames, node_id(cls)), tally)
+            write_mp4(path, frames, plan.target_fps, crf, audio, cls.workflow_text())
         preview = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)])
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), str(path),
                              film_report(plan, tally, rife is not None), ui=preview)

@@ -190,8 +190,30 @@ class RunFolder:
             raise ValueError(message(
                 f"Clip {take.index} of the run {self.path.name!r} was asked for its {kind}",
                 f"a clip that has only {', '.join(take.files)}", "a clip saved with it",
-                f"Save the clip again with its {kind} connected."))
+                f"Save the clip again with its {kind} connected, or load it without."))
         return self.path / take.files[kind].name
+
+    def undamaged(self, take: Take, kind: str) -> Path:
+        """file(), after its bytes were compared with the manifest; RuntimeError when they have changed.
+
+        For latents: what is decoded from others would replace the finished clip. A memory may hold gigabytes.
+        """
+        path = self.file(take, kind)
+        if not path.is_file() or file_sha256(path) != take.files[kind].sha256:
+            raise RuntimeError(message(
+                f"Clip {take.index} of the run {self.path.name!r} must be as it was saved",
+                f"{path.name} with other bytes", "the bytes that the manifest lists",
+                f"Delete {path} and queue again: the clip is made anew."))
+        return path
+
+    def require_writable(self) -> None:
+        """RuntimeError when nothing can be written here, so that it is known before anything is sampled."""
+        folder = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not os.access(folder, os.W_OK):
+            raise RuntimeError(message(
+                f"A film needs a folder to write to, {str(self.path)!r}", f"no right to write into {str(folder)!r}",
+                "a folder that ComfyUI may write to",
+                "Change its rights, or give ComfyUI another --output-directory."))
 
     def _find(self, index: int, fits: Callable[[Take], bool]) -> Take | None:
         found = [take for take in self.takes() if take.index == index and fits(take)]

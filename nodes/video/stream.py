@@ -114,7 +114,8 @@ def enlarge_frame(frame: torch.Tensor, width: int, height: int) -> torch.Tensor:
 
 def film_report(plan: FilmPlan, tally: Tally, interpolating: bool) -> str:
     """What was made, in plain words."""
-    made = f"{len(plan.records)} clips, {plan.source_frames} frames at {float(plan.source_fps):g} fps"
+    clips = f"{len(plan.records)} clip{'s' if len(plan.records) > 1 else ''}"
+    made = f"{clips}, {plan.source_frames} frames at {float(plan.source_fps):g} fps"
     film = f"{tally.frames} frames at {float(plan.target_fps):g} fps, {plan.width}x{plan.height}, {plan.seconds:.1f} s"
     if plan.source_fps == plan.target_fps:
         how = "no interpolation"

@@ -126,6 +126,14 @@ def test_impossible_films_are_refused(tmp_path, frames, text):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("rate", [1, 192000])
+def test_a_sample_rate_that_aac_lacks_is_refused(tmp_path, rate):
+    audio = {"waveform": torch.zeros(1, 2, 8), "sample_rate": rate}
+    with pytest.raises(ValueError, match=f"but got {rate} Hz; allowed: 7350, .*44100, 48000"):
+        write_mp4(tmp_path / "film.mp4", [torch.zeros(1, 16, 16, 3)], 8.0, audio=audio)
+    assert not list(tmp_path.iterdir())
+
+
 def test_more_than_two_channels_are_refused(tmp_path):
     audio = {"waveform": torch.zeros(1, 6, 9), "sample_rate": 8000}
     with pytest.raises(ValueError, match="must be mono or stereo, but got 6 channels"):

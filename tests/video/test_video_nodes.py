@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,65 @@ def test_image_vae_is_decoded_by_comfyui(nodes, comfy_vae, film, monkeypatch):
 def test_other_shapes_are_refused(nodes, comfy_vae, shape):
     with pytest.raises(ValueError, match=r"Save Clip needs the latents of one video, \[1, C, T, h, w\], but got"):
         save(nodes, {"samples": torch.zeros(shape)}, comfy_vae, "film")
+
+
+@pytest.mark.parametrize("channels", [12, 48])
+def test_latents_of_another_vae_are_refused_before_anything_is_written(nodes, comfy_vae, output, channels):
+    with pytest.raises(ValueError, match=f"latents with {channels} channels; allowed: 16 channels"):
+        save(nodes, {"samples": torch.zeros(1, channels, 1, 4, 4)}, comfy_vae, "film")
+    assert not (output / "videomemory").exists()
+
+
+def test_a_resized_clip_behind_its_old_context_is_refused(nodes, comfy_vae, output):
+    latent = {"samples": torch.zeros(1, 16, 1, 8, 8), "context_samples": torch.zeros(1, 16, 4, 4, 4)}
+    with pytest.raises(ValueError, match="the same channels, height and width. Connect Clip Sampler directly"):
+        save(nodes, latent, comfy_vae, "film")
+    assert not (output / "videomemory").exists()
+
+
+def test_damaged_latents_never_replace_a_finished_clip(nodes, comfy_vae, film, output):
+    save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", memory=a_memory(), fingerprint="word")
+    folder = output / "videomemory" / "film"
+    path = folder / "clip_000.latents.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-20] + bytes(20 * [255]))
+    before = {each.name: each.read_bytes() for each in folder.iterdir()}
+    with pytest.raises(RuntimeError, match="clip_000.latents.safetensors with other bytes.*Delete .* and queue again"):
+        save(nodes, None, comfy_vae, "film", fingerprint="word")
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
+    assert nodes.SaveClip.check_lazy_status("film", None, "word", samples=None, memory=None) == []
+    path.unlink()
+    assert nodes.SaveClip.check_lazy_status("film", None, "word", samples=None, memory=None) == ["samples", "memory"]
+
+
+def test_a_folder_without_rights_is_refused_before_sampling(nodes, output, monkeypatch):
+    assert nodes.SaveClip.check_lazy_status("film", samples=None) == ["samples"]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RuntimeError, match="no right to write into .* another --output-directory"):
+        nodes.SaveClip.check_lazy_status("film", samples=None)
+
+
+def test_a_full_disk_is_said_in_one_sentence(nodes, comfy_vae, film, output, monkeypatch):
+    from pack.nodes.video import bridge
+    from pack.nodes.video import nodes as video_nodes
+
+    def full(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    clips = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film").args[0]
+    monkeypatch.setattr(bridge, "save_file", full)
+    with pytest.raises(RuntimeError, match=r"Save Clip has to write into .*No space left.* finished clips are kept"):
+        save(nodes, clip_latent(film, 2, 4), comfy_vae, "film", clips=clips)
+    monkeypatch.setattr(video_nodes, "write_mp4", full)
+    with pytest.raises(RuntimeError, match=r"Assemble Short has to write into .*No space left"):
+        nodes.AssembleShort.execute(clips, 8.0, 1, 18, "video/short")
+
+
+@pytest.mark.parametrize("prefix", ["../short", "video/../../short", "/short", "x" * 201])
+def test_film_name_is_checked_before_anything_runs(nodes, output, prefix):
+    assert "inside ComfyUI's output folder" in nodes.AssembleShort.validate_inputs(prefix)
+    for good in ("video/short", "a/../short", "", "%date:yyyy%/short", None):
+        assert nodes.AssembleShort.validate_inputs(good) is True
 
 
 def test_run_name_is_checked_before_anything_runs(nodes):
