@@ -73,7 +73,7 @@ def expand(add: AddNode, sources: Sources, timeline: PromptTimeline, prints: tup
         sampled = _sample(add, i, sources, timeline, text, memory)
         before = {} if clips is None else {"clips": clips}
         saved = add("VideoMemorySaveClip", f"clip{i:02}_save", samples=sampled(0), vae=sources.vae, memory=sampled(1),
-                    run_name=sources.run_name, plan=sources.plan, fingerprint=fingerprint, **before)
+                    run_name=sources.run_name, plan=sources.plan, fingerprint=fingerprint, note=text, **before)
         clips, memory = saved(0), saved(1)
     return clips, memory
 

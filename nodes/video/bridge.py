@@ -43,18 +43,20 @@ def save_clip(
     plan: RenderPlan | None,
     fingerprint: str,
     progress: Progress,
+    note: str = "",
 ) -> tuple[ClipRecord, str]:
     """Put clip `index` into the run folder: latents, memory, then its decoded frames; returns it and a report.
 
     What the folder already holds for the same latents is kept, so a cancel while decoding costs only the decode.
-    fingerprint "": the digest of the latents stands for it.
+    fingerprint "": the digest of the latents stands for it. note: a line for people in the manifest.
     """
     samples, context = _checked_samples(latent, vae), latent.get("context_samples")
     tile_px = plan.decode_tile_px if plan else 0
     fps = clip_fps(memory, plan, latent)
     digest = latent_digest(latent)
-    key = hashlib.sha256(f"{patcher_key(vae.patcher)} {tile_px} {fps}".encode()).hexdigest()[:32]
-    take = run.begin(index, fingerprint or digest, digest, key)
+    made_with = f"{patcher_key(vae.patcher)} {tile_px} {fps} {memory.spec if memory else None}"
+    key = hashlib.sha256(made_with.encode()).hexdigest()[:32]
+    take = run.begin(index, fingerprint or digest, digest, key, note)
     if "latents" not in take.files:
         take = run.put(take, "latents", lambda path: _save_latent({**latent, "fps": fps}, path))
     if memory is not None and "memory" not in take.files:
@@ -62,16 +64,17 @@ def save_clip(
         rest_on_file(memory, run.file(take, "memory"))
     if take.status == "done":
         return run.record(take), f"Clip {index} was in {run.path} already; nothing was decoded."
-    note = ""
+    rescue = ""
     try:
         take = _put_video(run, take, vae, samples, context, tile_px, fps, progress)
     except mm.OOM_EXCEPTION:
-        note = f" Whole frames did not fit: decoded in tiles of {RESCUE_TILE_PX} px instead."
-    if note:  # outside the except block, whose traceback keeps the tensors that did not fit
+        rescue = f" Whole frames did not fit: decoded in tiles of {RESCUE_TILE_PX} px instead."
+    if rescue:  # outside the except block, whose traceback keeps the tensors that did not fit
         mm.soft_empty_cache()
         take = _put_video(run, take, vae, samples, context, RESCUE_TILE_PX, fps, progress)
     made = run.finish(take)
-    return made, f"Clip {index}: {made.frames} frames, {made.width}x{made.height} at {fps:g} fps, in {run.path}.{note}"
+    size = f"{made.width}x{made.height} at {fps:g} fps"
+    return made, f"Clip {index}: {made.frames} frames, {size}, in {run.path}.{rescue}"
 
 
 def load_clip(run: RunFolder, index: int, with_memory: bool,

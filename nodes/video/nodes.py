@@ -77,6 +77,8 @@ class SaveClip(io.ComfyNode):
                 field(io.String, "fingerprint", optional=True, default="",
                       tooltip="What the clip was made from, in one word; Render Short fills it. A clip that the folder "
                               "holds with this word is not sampled again. Empty = always sampled."),
+                field(io.String, "note", optional=True, default="",
+                      tooltip="A line for people in the folder's manifest; Render Short writes the clip's prompt."),
             ],
             outputs=[
                 VideoClipsIO.Output(id="saved_clips", display_name="clips",
@@ -102,13 +104,13 @@ class SaveClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae: object, run_name: str, samples: dict | None = None, memory=None, plan=None, clips=None,
-                fingerprint: str = "") -> io.NodeOutput:
+                fingerprint: str = "", note: str = "") -> io.NodeOutput:
         run, before = open_run(run_name), clips.records if clips else ()
         if samples is None:
             samples, memory = load_clip(run, len(before), True, fingerprint)
         with disk_errors("Save Clip", run.path):
             record, report = save_clip(run, len(before), samples, vae, memory, plan, fingerprint,
-                                       node_progress(1, node_id(cls)))
+                                       node_progress(1, node_id(cls)), note)
         return io.NodeOutput(VideoClips((*before, record)), memory, report)
 
 

@@ -50,8 +50,8 @@ class Take:
     """One attempt at one clip, as the manifest lists it.
 
     fingerprint: what the clip was made from, given by the caller. digest: sha256 of the latents and their context.
-    video_key: what besides the latents decides the frames (VAE, tiling, fps). text: free fields for people (the clip's
-    prompt, the seed).
+    video_key: what besides the latents decides the frames and the memory (VAE, tiling, fps, the memory's spec). note: a
+    line for people (the clip's prompt).
     """
 
     index: int
@@ -60,7 +60,7 @@ class Take:
     fingerprint: str
     digest: str
     created: str
-    text: dict[str, str]
+    note: str
     files: dict[str, StoredFile] = field(default_factory=dict)
     video_key: str = ""
     frames: int = 0
@@ -118,9 +118,7 @@ class RunFolder:
         take = self._find(index, lambda take: "latents" in take.files)
         return take if take and self._intact(take, False) else None
 
-    def begin(
-        self, index: int, fingerprint: str, digest: str, video_key: str = "", text: dict[str, str] | None = None
-    ) -> Take:
+    def begin(self, index: int, fingerprint: str, digest: str, video_key: str = "", note: str = "") -> Take:
         """Start a take of clip `index` from these latents, or take up the one that has them (after a kill or a cancel).
 
         A take of the same digest and video_key keeps its files and its status, "done" included; only its fingerprint
@@ -135,7 +133,7 @@ class RunFolder:
                 return take if same else self._update(replace(take, fingerprint=fingerprint))
         number = 1 + max((take.take for take in takes if take.index == index), default=0)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        take = Take(index, number, STATUSES[0], fingerprint, digest, now, dict(text or {}), video_key=video_key)
+        take = Take(index, number, STATUSES[0], fingerprint, digest, now, note, video_key=video_key)
         kept = [t for t in takes if t.index != index or (t.status == "done" and self._intact(t, False))]
         self._write([*kept, take])
         self._sweep(index)
@@ -170,13 +168,6 @@ class RunFolder:
         self._write([*(t for t in self.takes() if t.index != take.index), take])
         self._sweep(take.index)
         return self.record(take)
-
-    def invalidate_from(self, index: int) -> None:
-        """Forget clip `index` and all later ones, and delete their files."""
-        doomed = sorted({take.index for take in self.takes() if take.index >= index})
-        self._write([take for take in self.takes() if take.index < index])
-        for each in doomed:
-            self._sweep(each)
 
     def record(self, take: Take) -> ClipRecord:
         """The finished take as other nodes see it."""

@@ -44,6 +44,7 @@ def test_a_clip_knows_only_its_own_text():
     graph, _ = build()
     for i in range(4):
         alone = graph[f"clip{i:02}_prompt"][1]["timeline"]
+        assert graph[f"clip{i:02}_save"][1]["note"] == TEXTS[i]
         assert alone.clip_texts == (TEXTS[i],) and not (alone.identity or alone.hero or alone.scenes)
 
 

@@ -54,7 +54,7 @@ def test_finished_clip_is_found_with_its_facts(tmp_path):
 
 def test_manifest_tells_a_person_what_there_is(tmp_path):
     run = RunFolder(tmp_path / "film")
-    take = run.begin(3, "print", "digest", "vae", {"prompt": "der Held läuft"})
+    take = run.begin(3, "print", "digest", "vae", "der Held läuft")
     run.put(take, "latents", writer("x"))
     text = (run.path / MANIFEST).read_text(encoding="utf-8")
     clip = json.loads(text)["clips"][0]
@@ -191,26 +191,17 @@ def test_lost_or_cut_file_makes_the_clip_unfinished(tmp_path):
     assert run.begin(0, "a", "digest of a", "vae").files == {}
 
 
-def test_invalidate_forgets_from_a_clip_on(tmp_path):
-    run = RunFolder(tmp_path)
-    for index in range(4):
-        save(run, index, f"f{index}")
-    run.invalidate_from(2)
-    assert [take.index for take in run.takes()] == [0, 1]
-    assert sorted({path.name[:8] for path in tmp_path.glob("clip*")}) == ["clip_000", "clip_001"]
-
-
 @pytest.mark.parametrize("text", [
     "not json", "[]", '{"format": "other", "version": 1, "clips": []}', '{"clips": []}',
     '{"format": "videomemory-run", "version": 99, "clips": []}',
     '{"format": "videomemory-run", "version": 1, "clips": [{"index": 0}]}',
     '{"format": "videomemory-run", "version": 1, "clips": [{"index": 0, "take": 1, "status": "done", "fingerprint": "",'
-    ' "digest": "", "created": "", "text": {}, "files": {"video": {"name": "../x", "bytes": 1, "sha256": ""}}}]}',
+    ' "digest": "", "created": "", "note": "", "files": {"video": {"name": "../x", "bytes": 1, "sha256": ""}}}]}',
 ])
 def test_foreign_manifest_is_refused_and_untouched(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
     run = RunFolder(tmp_path)
-    for act in (run.takes, lambda: save(run, 0, "a"), lambda: run.finished(0, "a"), lambda: run.invalidate_from(0)):
+    for act in (run.takes, lambda: save(run, 0, "a"), lambda: run.finished(0, "a")):
         with pytest.raises(ValueError, match=r"needs a manifest of this pack, but got .* Nothing in the folder was"):
             act()
     assert (tmp_path / MANIFEST).read_text() == text and os.listdir(tmp_path) == [MANIFEST]

@@ -154,7 +154,7 @@ def test_loaded_clip_is_the_saved_one(nodes, comfy_vae, film):
     assert (loaded["first_latent"], loaded["fps"]) == (6, 8.0) and remembered == memory
     assert all(torch.equal(loaded[name], latent[name]) for name in ("samples", "context_samples"))
     assert nodes.LoadClip.execute("film", 0, False).args[1] is None
-    again = save(nodes, loaded, comfy_vae, "film", None, fingerprint="print").args
+    again = save(nodes, loaded, comfy_vae, "film", remembered, fingerprint="print").args
     assert "nothing was decoded" in again[2]
     assert nodes.LoadClip.fingerprint_inputs("film", 0) != nodes.LoadClip.fingerprint_inputs("film", 1)
 
@@ -175,6 +175,17 @@ def test_a_safe_clip_asks_for_no_sampler(nodes, output, comfy_vae, film):
     assert (again[0], again[1]) == (first[0], memory) and "nothing was decoded" in again[2]
     (output / "videomemory" / "film" / "clip_000.memory.safetensors").unlink()
     assert wanted("print", samples=None, memory=None) == ["samples", "memory"]
+
+
+def test_another_memory_of_the_same_latents_is_saved_anew(nodes, output, comfy_vae, film):
+    """The memory's precision shows only in later clips; a film resumed from here must go on in the one it has."""
+    from dataclasses import replace
+
+    latent, memory = clip_latent(film, 0, 2), a_memory()
+    save(nodes, latent, comfy_vae, "film", memory, fingerprint="a")
+    packed = replace(memory, spec=replace(memory.spec, precision="int8"))
+    save(nodes, latent, comfy_vae, "film", packed, fingerprint="b")
+    assert nodes.LoadClip.execute("film", 0, True).args[1] == packed
 
 
 def test_missing_clips_and_memories_are_named(nodes, comfy_vae, film):
