@@ -100,6 +100,16 @@ class SaveMemory(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        """A prefix that comes over a link is None here; core refuses what leads out of the output folder."""
+        parts = ["linked"] if filename_prefix is None else filename_prefix.replace("\\", "/").split("/")
+        if all(part.strip() and part != ".." and len(part) <= 100 for part in parts):
+            return True
+        return message("Save Memory needs a name for its file", repr(filename_prefix)[:80],
+                       "a name, or folder/name, of up to 100 characters each, without ..",
+                       "Choose a name such as hero.")
+
+    @classmethod
     def execute(cls, memory, filename_prefix: str) -> io.NodeOutput:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(
             f"{SUBFOLDER}/{filename_prefix}", folder_paths.get_output_directory())

@@ -196,8 +196,8 @@ def _check_inputs(model: Any) -> None:
 
 
 def clip_latent(model: Any, samples: torch.Tensor, before: VideoMemory) -> dict[str, Any]:
-    """The LATENT of one clip: its samples, its place in the film, and the latents before it as decoding context."""
-    latent = {"samples": samples, "first_latent": before.latents_done}
+    """The LATENT of one clip: its samples, its place and rate, and the latents before it as decoding context."""
+    latent = {"samples": samples, "first_latent": before.latents_done, "fps": before.spec.fps}
     if before.tail is not None:
         context = model.model.process_latent_out(before.tail.unsqueeze(0))
         latent["context_samples"] = context.to("cpu", torch.float32)

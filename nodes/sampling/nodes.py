@@ -45,6 +45,10 @@ class ClipSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, memory: VideoMemory, positive: list, seed: int, width: int = 0, height: int = 0,
                 clip_seconds: float = 0.0, plan: RenderPlan | None = None) -> io.NodeOutput:
+        if memory is None:
+            raise ValueError(message("Clip Sampler needs a memory", "a clip that was saved or loaded without one",
+                                     "Persistent Memory, or the memory after another clip",
+                                     "Switch on with_memory on Load Clip, or connect a memory to Save Clip."))
         facts = model_facts(model)
         if plan is not None:
             width, height = plan.width, plan.height

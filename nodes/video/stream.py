@@ -63,7 +63,7 @@ def plan_film(records: Sequence[ClipRecord], target_fps: float, enlarge: int) ->
         if not (Path(record.folder) / record.video_file).is_file():
             raise RuntimeError(message(
                 f"Assemble Short needs the file of clip {record.index}", f"no {record.video_file} in {record.folder}",
-                "the clip as Save Clip left it", "Change the run name, or restart ComfyUI, to render it again."))
+                "the clip as Save Clip left it", "Change the run name, or free the node cache, to render it again."))
     source_fps = exact_fps(first.fps)
     rate = exact_fps(target_fps) if target_fps else source_fps
     count = sum(record.frames for record in records)

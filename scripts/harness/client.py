@@ -123,7 +123,8 @@ def refusal_sentence(body: str, prompt: dict) -> str:
         reasons += [f"{name} (node {node_id}): {one.get('message')}: {one.get('details')}" for one in found["errors"]]
     error = answer.get("error")
     general = error.get("message", "") if isinstance(error, dict) else str(error or "")
-    return "ComfyUI refused the workflow: " + ("; ".join(reasons) or general or body[:200]).rstrip(".") + "."
+    reason = "; ".join(dict.fromkeys(reasons)) or general or body[:200]
+    return f"ComfyUI refused the workflow: {reason.rstrip('.')}."
 
 
 def failure_sentence(event: str, data: dict) -> str:

@@ -60,7 +60,7 @@ def test_branches_equal_separate_runs(model, positive):
 def test_later_clips_carry_their_decoding_context(model, positive):
     first, after, _ = sample(model, fresh(), positive)
     second, _, _ = sample(model, after, positive)
-    assert "context_samples" not in first and first["first_latent"] == 0
+    assert "context_samples" not in first and (first["first_latent"], first["fps"]) == (0, 8.0)
     assert second["first_latent"] == 3
     assert torch.allclose(second["context_samples"], first["samples"], atol=1e-5)
 
@@ -177,6 +177,21 @@ def test_image_to_video_models_are_refused(model, positive, monkeypatch):
 def test_size_that_does_not_fit_is_refused(model, positive):
     with pytest.raises(ValueError, match="size does not fit the model, but got .?130x80.*steps of 16"):
         sample(model, fresh(), positive, width=130)
+
+
+def test_a_clip_without_memory_cannot_be_continued(model, positive):
+    with pytest.raises(ValueError, match="needs a memory, but got a clip that was saved or loaded without one"):
+        sample(model, None, positive)
+
+
+@pytest.mark.parametrize(("prefix", "allowed"), [
+    ("hero", True), ("films/hero", True), (None, True), ("", False), ("../hero", False), ("a\\..\\b", False),
+    ("h" * 300, False)])
+def test_save_memory_stays_in_its_folder(prefix, allowed):
+    from pack.nodes.memory.nodes import SaveMemory
+
+    answer = SaveMemory.validate_inputs(prefix)
+    assert answer is True if allowed else "Choose a name such as hero" in answer
 
 
 def test_other_models_are_refused():
