@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow,
 def demo(out: Path) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--fast", "--out", str(out),
                "--comfyui", os.environ["COMFYUI_PATH"], "--python", sys.executable]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background ignores it, heirs do too
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
