@@ -57,6 +57,11 @@ def forget(memory: VideoMemory) -> VideoMemory:
     return replace(memory, blocks=(), origin=memory.latents_done)
 
 
+def placed(memory: VideoMemory, placement: str) -> VideoMemory:
+    """The same memory with its K/V resting elsewhere: what it holds does not change."""
+    return replace(memory, spec=replace(memory.spec, placement=placement))
+
+
 def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: object) -> VideoMemory:
     """The memory as the next clip may use it: bound to the geometry and the model, the shot counted on a new prompt.
 

@@ -19,6 +19,7 @@ from ..common.errors import message
 from ..common.progress import Progress
 from ..common.types import TEMPORAL_STRIDE, ClipRecord, RenderPlan, VideoMemory
 from ..memory.files import load_memory, rest_on_file, save_memory
+from ..memory.state import placed
 from .decode import CONTEXT_LATENTS, stream_decode, stream_decode_tiled, wan_decoder_traits
 from .encode import write_ffv1
 from .run_folder import RunFolder, Take, run_path
@@ -54,7 +55,8 @@ def save_clip(
     tile_px = plan.decode_tile_px if plan else 0
     fps = clip_fps(memory, plan, latent)
     digest = latent_digest(latent)
-    made_with = f"{patcher_key(vae.patcher)} {tile_px} {fps} {memory.spec if memory else None}"
+    spec = placed(memory, "").spec if memory else None  # where K/V rest changes nothing that is saved
+    made_with = f"{patcher_key(vae.patcher)} {tile_px} {fps} {spec}"
     key = hashlib.sha256(made_with.encode()).hexdigest()[:32]
     take = run.begin(index, fingerprint or digest, digest, key, note)
     if "latents" not in take.files:

@@ -24,6 +24,7 @@ from ..common.compat import (
 )
 from ..common.errors import message
 from ..common.types import VideoClips
+from ..memory.state import placed
 from .bridge import disk_errors, load_clip, open_run, save_clip
 from .encode import write_mp4
 from .run_folder import run_path
@@ -108,6 +109,7 @@ class SaveClip(io.ComfyNode):
         run, before = open_run(run_name), clips.records if clips else ()
         if samples is None:
             samples, memory = load_clip(run, len(before), True, fingerprint)
+            memory = memory if plan is None else placed(memory, plan.spec.placement)
         with disk_errors("Save Clip", run.path):
             record, report = save_clip(run, len(before), samples, vae, memory, plan, fingerprint,
                                        node_progress(1, node_id(cls)), note)

@@ -188,6 +188,17 @@ def test_another_memory_of_the_same_latents_is_saved_anew(nodes, output, comfy_v
     assert nodes.LoadClip.execute("film", 0, True).args[1] == packed
 
 
+def test_resumed_memory_rests_where_the_new_plan_says(nodes, output, comfy_vae, film):
+    """Another card's plan may move the memory to RAM: nothing is made again, but the next clip obeys."""
+    from dataclasses import replace
+
+    made = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", a_memory(), a_plan(), fingerprint="a").args
+    small_card = replace(a_plan(), spec=replace(SPEC, placement="ram"))
+    resumed = nodes.SaveClip.execute(comfy_vae, "film", plan=small_card, fingerprint="a").args
+    assert resumed[0] == made[0] and "nothing was decoded" in resumed[2]
+    assert resumed[1].spec.placement == "ram"
+
+
 def test_missing_clips_and_memories_are_named(nodes, comfy_vae, film):
     save(nodes, clip_latent(film, 0, 1), comfy_vae, "film")
     with pytest.raises(ValueError, match="the run 'film' needs a saved clip 3, but got 'none'; allowed: clip 0"):
