@@ -14,18 +14,52 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("model", "int8", "4bit")
 PLACEMENTS = ("vram", "ram")
+PROMPT_CHANGES = ("keep", "recache", "pin")
+STRATEGIES = ("rolling", "latent")
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of every Wan VAE; the film's first latent holds one frame
 
 
 @dataclass(frozen=True)
-class MemorySpec:
-    """How much a rolling memory keeps, and how.
+class Preset:
+    """One checkpoint's recipe.
 
-    preset: name of the checkpoint recipe in sampling/presets.py.
+    chunk, sink, window: latents. fps: pixel frames per second of the training clips. sigmas: noise levels of a chunk,
+    falling to 0. solver: one of solvers.SOLVERS. tested_with: what the numbers come from. whole_timesteps: the model
+    was given 1000 x sigma cut to an integer, while the solver used the sigma as it is. strategy: one of STRATEGIES,
+    how such a checkpoint remembers ("rolling": keys and values; "latent": frames given as conditions, then chunk is 1
+    and sink, window, sigmas and solver mean nothing). pin: latents of a new shot that a scene cut pins. shot_gap:
+    latents of rotary distance that every scene cut opens between the chunk and what lies before the cut.
+    """
+
+    label: str
+    fps: float
+    chunk: int
+    sink: int
+    window: int
+    sigmas: tuple[float, ...]
+    solver: str
+    tested_with: str
+    whole_timesteps: bool = False
+    strategy: str = "rolling"
+    pin: int = 0
+    shot_gap: int = 0
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """How much a memory keeps, and how.
+
+    preset: name of the checkpoint recipe in sampling/presets.py, or "custom": then `custom` is the recipe.
     fps: pixel frames per second that the checkpoint was trained for.
     chunk_latents: latents denoised together. sink_latents, window_latents: clean latents kept from the start of the
     film and from just before the current chunk; multiples of chunk_latents. precision: K/V storage, one of PRECISIONS
     ("model" = the model's compute dtype). placement: where K/V rest between forwards, one of PLACEMENTS.
+    prompt_change: what a new prompt does to what is remembered, one of PROMPT_CHANGES. pinned_latents: capacity for the
+    beginning of the current shot, held until the next cut (prompt_change "pin"). retrieved_latents: capacity for
+    earlier chunks that are brought back because their prompt was like the current one. Both are whole chunks.
+    For strategy "latent": overlap_latents, last latents of the clip before that the next one is given; reanchor_clips,
+    every how many clips the first frame of the film is given again (0 = never); colour_hold, 0..1, how strongly the
+    colours of later clips are held to the first one (0 = not at all).
     """
 
     preset: str
@@ -35,11 +69,18 @@ class MemorySpec:
     window_latents: int
     precision: str = "model"
     placement: str = "vram"
+    prompt_change: str = "keep"
+    pinned_latents: int = 0
+    retrieved_latents: int = 0
+    custom: Preset | None = None
+    overlap_latents: int = 1
+    reanchor_clips: int = 0
+    colour_hold: float = 0.0
 
     @property
     def capacity_latents(self) -> int:
-        """Clean latents that the memory may hold."""
-        return self.sink_latents + self.window_latents
+        """Clean latents that a chunk may attend to."""
+        return self.sink_latents + self.pinned_latents + self.retrieved_latents + self.window_latents
 
     @property
     def window_s(self) -> float:
@@ -61,17 +102,38 @@ class MemoryBlock:
 
     start: absolute index of its first latent. latents: [C, n, h, w] float32 on the CPU, normalised as the model sees
     them. shot: running number of the prompt it was made under. kv: the derived cache (memory.kv_cache.BlockKV), or
-    None where it must be rebuilt from the latents.
+    None where it must be rebuilt from the latents. negative_kv: the same under the negative prompt, where CFG is used.
+    prompt_hash: digest of its prompt. topic: its prompt as one vector [D] float32 of length 1, to be found by
+    (memory.retrieval), or None. is_pinned: held until the next cut.
     """
 
     start: int
     latents: torch.Tensor
     shot: int = 0
     kv: object | None = None
+    negative_kv: object | None = None
+    prompt_hash: str = ""
+    topic: torch.Tensor | None = None
+    is_pinned: bool = False
 
     @property
     def length(self) -> int:
         return int(self.latents.shape[1])
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """How the film began, for checkpoints whose memory is latent.
+
+    latents: [C, n, h, w] float32 on the CPU, normalised, the first latents of the film (the first one is one frame).
+    frame: the first frame, uint8 [H, W, 3] sRGB. mean, std: float32 [C], per channel over the first clip's latents, to
+    which colours are held.
+    """
+
+    latents: torch.Tensor
+    frame: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -82,6 +144,8 @@ class VideoMemory:
     latents_done, clips_done: how much of the film exists (more than what is remembered). origin: the latent at which
     the memory began (0, or where it was told to forget). shot, prompt_hash: running number and digest of the prompt.
     tail: the last latents of the film, [C, n, h, w] float32 normalised, as decoding context for the next clip.
+    archive: chunks that have left sink and window and may be retrieved, oldest first. anchor, overlap: for strategy
+    "latent"; overlap: the last frames of the film, uint8 [n, H, W, 3] sRGB.
     """
 
     spec: MemorySpec
@@ -94,6 +158,9 @@ class VideoMemory:
     shot: int = -1
     prompt_hash: str = ""
     tail: torch.Tensor | None = None
+    archive: tuple[MemoryBlock, ...] = ()
+    anchor: Anchor | None = None
+    overlap: torch.Tensor | None = None
 
 
 class Scene(NamedTuple):

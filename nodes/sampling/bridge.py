@@ -18,12 +18,11 @@ from comfy.patcher_extension import WrappersMP
 from ..common.compat import model_facts, patcher_key
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
-from ..common.types import Geometry, ModelFacts, VideoMemory
+from ..common.types import Geometry, ModelFacts, Preset, VideoMemory
 from ..memory.kv_cache import BlockKV, LayerKV, kv_bytes, pack_layer
 from ..memory.state import begin_clip, end_clip, is_sink
 from .chunk_loop import ClipModel, Noise, sample_clip, seeded_noise
 from .positions import rotate, unrotate
-from .presets import Preset
 
 KEY = "videomemory"
 

@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..common.progress import SILENT, Progress
-from ..common.types import VideoMemory
+from ..common.types import Preset, VideoMemory
 from ..memory.state import commit
-from .presets import Preset
 from .solvers import Draw, make_solver
 
 Denoise = Callable[[torch.Tensor, float, VideoMemory], torch.Tensor]

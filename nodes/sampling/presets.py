@@ -7,35 +7,13 @@ is not the one these checkpoints were distilled with (5): sigma(u) = s*u / (1 + 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..common.errors import message
-from ..common.types import MemorySpec
+from ..common.types import MemorySpec, Preset
 
 
 def shifted(levels: tuple[float, ...], shift: float) -> tuple[float, ...]:
     """Flow-matching noise levels warped by shift, with the final 0 appended."""
     return (*(shift * u / (1 + (shift - 1) * u) for u in levels), 0.0)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One checkpoint's recipe.
-
-    chunk, sink, window: latents. fps: pixel frames per second of the training clips. sigmas: noise levels of a chunk,
-    falling to 0. solver: one of solvers.SOLVERS. tested_with: what the numbers come from. whole_timesteps: the model
-    was given 1000 x sigma cut to an integer, while the solver used the sigma as it is.
-    """
-
-    label: str
-    fps: float
-    chunk: int
-    sink: int
-    window: int
-    sigmas: tuple[float, ...]
-    solver: str
-    tested_with: str
-    whole_timesteps: bool = False
 
 
 _FOUR_STEPS = shifted((1.0, 0.75, 0.5, 0.25), 5.0)
