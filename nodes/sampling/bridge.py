@@ -23,6 +23,7 @@ from ..memory.kv_cache import BlockKV, LayerKV, kv_bytes, pack_layer
 from ..memory.state import begin_clip, end_clip, is_sink
 from .chunk_loop import ClipModel, Noise, sample_clip, seeded_noise
 from .positions import rotate, unrotate
+from .strategy import ClipRequest, ClipResult
 
 KEY = "videomemory"
 
@@ -182,6 +183,23 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     callback = latent_preview.prepare_callback(patched, steps)
     samples = guider.sample(empty, empty, sampler, torch.ones(steps + 1), callback=callback, seed=seed)
     return samples.to("cpu", torch.float32), end_clip(sampler.memory, memory)
+
+
+def sample_rolling(request: ClipRequest) -> ClipResult:
+    """One clip of a causal checkpoint: the strategy "rolling" of Clip Sampler."""
+    memory, preset, latents = request.memory, request.preset, request.latents
+    samples, after = sample_with_memory(request.model, memory, request.positive, preset, request.geometry, latents,
+                                        request.seed, request.progress)
+    return ClipResult(clip_latent(request.model, samples, memory), after, _report(memory, preset, latents))
+
+
+def _report(before: VideoMemory, preset: Preset, latents: int) -> str:
+    spec = before.spec
+    seen = sum(block.length for block in before.blocks)
+    return (f"Clip {before.clips_done + 1}: {latents} latents in chunks of {spec.chunk_latents}, "
+            f"{len(preset.sigmas) - 1} steps + 1 clean pass per chunk. It began with {seen} of at most "
+            f"{spec.capacity_latents} remembered latents ({spec.sink_latents} from the start of the film), stored as "
+            f"{spec.precision} in {spec.placement.upper()}.")
 
 
 def _check_inputs(model: Any) -> None:

@@ -5,8 +5,27 @@ from __future__ import annotations
 from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, model_facts, node_id, node_progress, schema
 from ..common.errors import message
 from ..common.types import TEMPORAL_STRIDE, Geometry, MemorySpec, ModelFacts, RenderPlan, VideoMemory
-from .bridge import clip_latent, sample_with_memory
-from .presets import find_preset
+from .bridge import sample_rolling
+from .strategy import ClipRequest, choose_strategy
+
+SAMPLERS = {"rolling": sample_rolling}  # strategy -> (ClipRequest) -> ClipResult
+
+
+_OPTIONAL = (
+    field(io.Conditioning, "negative", optional=True,
+          tooltip="What must not be seen. Of use only with cfg other than 1."),
+    field(io.Float, "cfg", default=1.0, min=0.0, max=30.0, step=0.1, round=0.01, optional=True,
+          tooltip="How strongly the prompt is followed. 1 = as causal checkpoints were distilled; any other value "
+                  "samples the negative prompt too and doubles time and memory."),
+    field(io.Image, "start_image", optional=True,
+          tooltip="The first frame of the film. Only in the film's first clip; needs the VAE."),
+    field(io.Vae, "vae", optional=True, tooltip="Needed for a start image, and for checkpoints with latent memory."),
+    field(io.Model, "model_low_noise", optional=True,
+          tooltip="The second MODEL of a high/low noise pair (Wan 2.2 14B); model is then the high noise one."),
+    field(io.Boolean, "scene_cut", default=False, optional=True,
+          tooltip="A new scene begins with this clip: what the film began with stays in view, the frames just before "
+                  "the cut do not."),
+)
 
 
 class ClipSampler(io.ComfyNode):
@@ -33,6 +52,7 @@ class ClipSampler(io.ComfyNode):
                       tooltip="Length of the clip, rounded up to whole chunks. Ignored with a plan."),
                 field(RenderPlanIO, "plan", optional=True,
                       tooltip="The plan of VRAM Budget Gate: its size and clip length are used."),
+                *_OPTIONAL,
             ],
             outputs=[
                 io.Latent.Output(id="samples", display_name="samples", tooltip="The clip, for Save Clip."),
@@ -44,19 +64,21 @@ class ClipSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, memory: VideoMemory, positive: list, seed: int, width: int = 0, height: int = 0,
-                clip_seconds: float = 0.0, plan: RenderPlan | None = None) -> io.NodeOutput:
+                clip_seconds: float = 0.0, plan: RenderPlan | None = None, negative: list | None = None,
+                cfg: float = 1.0, start_image=None, vae=None, model_low_noise=None,
+                scene_cut: bool = False) -> io.NodeOutput:
         if memory is None:
             raise ValueError(message("Clip Sampler needs a memory", "a clip that was saved or loaded without one",
                                      "Persistent Memory, or the memory after another clip",
                                      "Switch on with_memory on Load Clip, or connect a memory to Save Clip."))
         facts = model_facts(model)
-        if plan is not None:
-            width, height = plan.width, plan.height
-        geometry = _geometry(facts, width, height)
+        strategy, reason = choose_strategy(memory.spec, facts)
+        size = (width, height) if plan is None else (plan.width, plan.height)
         latents = _clip_latents(memory.spec, clip_seconds) if plan is None else _planned_latents(memory.spec, plan)
-        samples, after = sample_with_memory(model, memory, positive, find_preset(memory.spec.preset), geometry, latents,
-                                            seed, node_progress(0, node_id(cls)))
-        return io.NodeOutput(clip_latent(model, samples, memory), after, _report(memory, latents))
+        result = SAMPLERS[strategy](ClipRequest(
+            model, memory, positive, _geometry(facts, *size), latents, seed, negative, cfg, start_image, vae,
+            model_low_noise, scene_cut, node_progress(0, node_id(cls))))
+        return io.NodeOutput(result.samples, result.memory, f"{reason} {result.report}")
 
 
 def _geometry(facts: ModelFacts, width: int, height: int) -> Geometry:
@@ -80,15 +102,6 @@ def _planned_latents(spec: MemorySpec, plan: RenderPlan) -> int:
                                  f"a plan for {plan.spec.preset} and a memory for {spec.preset}", "one checkpoint",
                                  "Connect the plan and the memory of the same VRAM Budget Gate."))
     return plan.clip_latents
-
-
-def _report(before: VideoMemory, latents: int) -> str:
-    spec, preset = before.spec, find_preset(before.spec.preset)
-    seen = sum(block.length for block in before.blocks)
-    return (f"Clip {before.clips_done + 1}: {latents} latents in chunks of {spec.chunk_latents}, rolling K/V memory "
-            f"({preset.label}; {len(preset.sigmas) - 1} steps + 1 clean pass per chunk). It began with {seen} of at "
-            f"most {spec.capacity_latents} remembered latents ({spec.sink_latents} from the start of the film), stored "
-            f"as {spec.precision} in {spec.placement.upper()}.")
 
 
 NODES = [ClipSampler]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from pack.nodes.common.types import ModelFacts
 from pack.nodes.sampling.chunk_loop import ClipModel, sample_clip, seeded_noise
-from pack.nodes.sampling.presets import PRESETS, find_preset, memory_spec, shifted
+from pack.nodes.sampling.presets import PRESETS, custom_preset, find_preset, memory_spec, shifted
 from pack.nodes.sampling.solvers import make_solver
+from pack.nodes.sampling.strategy import choose_strategy
+
+FACTS = ModelFacts("wan", 30, 24, 128, 14336, (1, 2, 2), 48, 16, 0, 2)
 
 
 def integrate(name: str, steps: int) -> float:
@@ -81,6 +86,45 @@ def test_seconds_become_whole_chunks():
     assert memory_spec("toyworld").capacity_latents == 9
     with pytest.raises(ValueError, match="unknown checkpoint preset, but got 'sora'"):
         find_preset("sora")
+
+
+def test_a_custom_recipe_is_found_by_its_memory():
+    recipe = custom_preset("Mine", 16, 3, 3, 6, steps=4, shift=5.0)
+    spec = memory_spec("custom", custom=recipe)
+    assert find_preset(spec) is recipe and recipe.sigmas == pytest.approx(PRESETS["self_forcing"].sigmas)
+    assert (spec.preset, spec.sink_latents, spec.window_latents, spec.fps) == ("custom", 3, 6, 16.0)
+    assert custom_preset("", 16, 1, 0, 20, sigmas="1.0, 0.5 0.25, 0").sigmas == (1.0, 0.5, 0.25, 0.0)
+    with pytest.raises(ValueError, match="the checkpoint is custom, but got no recipe.*Connect Custom Checkpoint"):
+        find_preset("custom")
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"chunk": 0}, "the chunk cannot be used, but got 0; allowed: 1 to 64 latents"),
+    ({"sink": 4}, "the sink cannot be used, but got 4; allowed: 0 or multiples of the chunk, 3"),
+    ({"window": -3}, "the window cannot be used, but got -3"),
+    ({"pin": 2}, "the pin cannot be used, but got 2"),
+    ({"fps": 0.0}, "frames per second cannot be used, but got 0.0; allowed: more than 0"),
+    ({"steps": 0}, "steps cannot be used, but got 0; allowed: 1 to 100"),
+    ({"shift": 0.0}, "the shift cannot be used, but got 0.0"),
+    ({"shot_gap": -1}, "the gap at a cut cannot be used, but got -1"),
+    ({"solver": "magic"}, "the solver cannot be used, but got 'magic'; allowed: renoise, euler, unipc"),
+    ({"sigmas": "0.5, 0.6"}, "sigmas cannot be used, but got 0.5, 0.6; allowed: falling numbers"),
+    ({"sigmas": "1, x"}, "sigmas cannot be used, but got 1, x"),
+    ({"sigmas": ","}, "sigmas cannot be used, but got ','"),
+])
+def test_a_recipe_that_means_nothing_is_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        custom_preset(**({"label": "", "fps": 16.0, "chunk": 3, "sink": 3, "window": 6} | options))
+
+
+def test_the_recipe_decides_the_strategy():
+    spec = memory_spec("longlive_2")
+    assert choose_strategy(spec, FACTS)[0] == "rolling" and "LongLive 2.0" in choose_strategy(spec, FACTS)[1]
+    frames = replace(custom_preset("SVD", 7, 1, 0, 0), strategy="latent")
+    strategy, reason = choose_strategy(memory_spec("custom", custom=frames), FACTS)
+    assert strategy == "latent" and "because SVD was trained on whole clips" in reason
+    with pytest.raises(ValueError, match="a recipe for causal Wan models, but got 'hunyuan'.*Choose on Persistent"):
+        choose_strategy(spec, replace(FACTS, family="hunyuan"))
 
 
 def test_noise_depends_on_seed_and_absolute_chunk_alone():

@@ -1,0 +1,69 @@
+"""Which kind of memory a clip is made with, and everything that a clip is asked with.
+
+Whether a checkpoint is causal cannot be read off its weights (names and shapes are those of the ordinary model), so the
+recipe that the memory was made for decides, and the model is only asked whether it can follow it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..common.errors import message
+from ..common.progress import SILENT, Progress
+from ..common.types import Geometry, MemorySpec, ModelFacts, Preset, VideoMemory
+from .presets import find_preset
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One clip as Clip Sampler asks for it, whatever the strategy.
+
+    model, model_low_noise: MODELs (the second of a high/low pair, or None). positive, negative: CONDITIONINGs, the
+    negative one or None. latents: length of the clip in whole chunks of the memory's spec. start_image: [n, H, W, 3]
+    float 0..1, or None. vae: VAE, needed for a start image and for latent memory. is_cut: a new scene begins here.
+    """
+
+    model: Any
+    memory: VideoMemory
+    positive: list
+    geometry: Geometry
+    latents: int
+    seed: int
+    negative: list | None = None
+    cfg: float = 1.0
+    start_image: Any = None
+    vae: Any = None
+    model_low_noise: Any = None
+    is_cut: bool = False
+    progress: Progress = SILENT
+
+    @property
+    def preset(self) -> Preset:
+        return find_preset(self.memory.spec)
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """samples: a LATENT for Save Clip. memory: the memory after the clip. report: sentences on what was done."""
+
+    samples: dict[str, Any]
+    memory: VideoMemory
+    report: str
+
+
+def choose_strategy(spec: MemorySpec, facts: ModelFacts) -> tuple[str, str]:
+    """("rolling" or "latent", the reason as a sentence) for a memory of this spec with this model.
+
+    Raises ValueError where the recipe asks for keys and values of a model that is not of the Wan family.
+    """
+    preset = find_preset(spec)
+    if preset.strategy == "latent":
+        return "latent", (f"Latent memory (frames given as conditions), because {preset.label} was trained on whole "
+                          f"clips and reads no cached keys and values.")
+    if facts.family != "wan":
+        raise ValueError(message(f"Clip Sampler: {preset.label} is a recipe for causal Wan models", facts.family,
+                                 "a causal Wan checkpoint, or a recipe with latent memory",
+                                 "Choose on Persistent Memory the checkpoint that your MODEL comes from."))
+    return "rolling", (f"Rolling K/V memory, because {preset.label} was trained to go on from its own keys and values "
+                       f"in chunks of {preset.chunk} latents.")
