@@ -104,7 +104,7 @@ class MemoryBlock:
     them. shot: running number of the prompt it was made under. kv: the derived cache (memory.kv_cache.BlockKV), or
     None where it must be rebuilt from the latents. negative_kv: the same under the negative prompt, where CFG is used.
     prompt_hash: digest of its prompt. topic: its prompt as one vector [D] float32 of length 1, to be found by
-    (memory.retrieval), or None. is_pinned: held until the next cut.
+    (memory.retrieval), or None. is_pinned: held until the next cut. cuts: scene cuts of the film before it.
     """
 
     start: int
@@ -115,6 +115,7 @@ class MemoryBlock:
     prompt_hash: str = ""
     topic: torch.Tensor | None = None
     is_pinned: bool = False
+    cuts: int = 0
 
     @property
     def length(self) -> int:
@@ -145,7 +146,7 @@ class VideoMemory:
     the memory began (0, or where it was told to forget). shot, prompt_hash: running number and digest of the prompt.
     tail: the last latents of the film, [C, n, h, w] float32 normalised, as decoding context for the next clip.
     archive: chunks that have left sink and window and may be retrieved, oldest first. anchor, overlap: for strategy
-    "latent"; overlap: the last frames of the film, uint8 [n, H, W, 3] sRGB.
+    "latent"; overlap: the last frames of the film, uint8 [n, H, W, 3] sRGB. cuts: scene cuts of the film so far.
     """
 
     spec: MemorySpec
@@ -161,6 +162,7 @@ class VideoMemory:
     archive: tuple[MemoryBlock, ...] = ()
     anchor: Anchor | None = None
     overlap: torch.Tensor | None = None
+    cuts: int = 0
 
 
 class Scene(NamedTuple):

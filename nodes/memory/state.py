@@ -40,7 +40,7 @@ def check_spec(spec: MemorySpec) -> None:
 def commit(memory: VideoMemory, latents: torch.Tensor, kv: object | None) -> VideoMemory:
     """The memory after one more chunk of the film: latents [C, n, h, w] normalised, kv its cache (or None)."""
     latents = latents.detach().to("cpu", torch.float32)
-    block = MemoryBlock(memory.latents_done, latents, max(memory.shot, 0), kv)
+    block = MemoryBlock(memory.latents_done, latents, max(memory.shot, 0), kv, cuts=memory.cuts)
     done = memory.latents_done + block.length
     tail = latents if memory.tail is None else torch.cat((memory.tail, latents), 1)
     blocks = tuple(b for b in (*memory.blocks, block) if _is_kept(b, memory, done))
@@ -60,6 +60,18 @@ def forget(memory: VideoMemory) -> VideoMemory:
 def placed(memory: VideoMemory, placement: str) -> VideoMemory:
     """The same memory with its K/V resting elsewhere: what it holds does not change."""
     return replace(memory, spec=replace(memory.spec, placement=placement))
+
+
+def begin_scene(memory: VideoMemory, keep_window: bool) -> VideoMemory:
+    """The memory as the first clip after a scene cut may use it: the cut counted, the window dropped or kept.
+
+    LongLive 2 was trained with the frames before the cut in view (pushed away by a gap in position); other checkpoints
+    would go on with the old scene, so that only the sink is kept for them. At the start of a film nothing is cut.
+    """
+    if memory.latents_done == memory.origin:
+        return memory
+    blocks = tuple(block for block in memory.blocks if keep_window or is_sink(memory, block.start))
+    return replace(memory, blocks=blocks, cuts=memory.cuts + 1, shot=memory.shot + 1)
 
 
 def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: object) -> VideoMemory:

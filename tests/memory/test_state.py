@@ -16,6 +16,7 @@ from pack.nodes.memory.files import load_memory, rest_on_file, save_memory
 from pack.nodes.memory.kv_cache import BlockKV, pack_layer
 from pack.nodes.memory.state import (
     begin_clip,
+    begin_scene,
     commit,
     empty_memory,
     end_clip,
@@ -56,6 +57,15 @@ def test_kept_chunks_are_sink_and_window(chunks, sink, window):
     expected = sorted({i for i in range(chunks) if i < sink or i >= chunks - window})
     assert [block.start // 3 for block in memory.blocks] == expected
     assert memory.latents_done == 3 * chunks
+
+
+@pytest.mark.parametrize(("keep_window", "starts"), [(True, [0, 9, 12]), (False, [0])])
+def test_a_cut_keeps_the_sink_and_is_counted(keep_window, starts):
+    after = begin_scene(film(5), keep_window)
+    assert [block.start for block in after.blocks] == starts
+    assert (after.cuts, after.shot, after.latents_done) == (1, film(5).shot + 1, 15)
+    assert [block.cuts for block in commit(after, chunk(5), None).blocks] == [0] * len(after.blocks[:2]) + [1]
+    assert begin_scene(film(0), keep_window) == film(0)
 
 
 def test_values_never_change():
