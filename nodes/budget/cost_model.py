@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from ..common.types import TEMPORAL_STRIDE, MemorySpec, ModelFacts, PhaseCost
 from ..interpolation.rife import interpolation_bytes
 from ..memory.kv_cache import kv_bytes
-from ..video.decode import CONTEXT_LATENTS, frame_count, tiled_buffer_bytes
+from ..video.decode import CONTEXT_LATENTS, frame_count
+from ..video.tiles import middle_bytes, tile_spans, tiled_buffer_bytes
 
 PHASES = ("text", "sampling", "decode", "interpolation", "encode")
 FLOAT32, FLOAT16 = 4, 2
@@ -31,6 +32,8 @@ ROTATION_BYTES = 1024 + 1024  # per token: the float32 rotation table, [64, 2, 2
 # Peak of live values per decoded pixel and per base channel of the decoder, workspaces included, measured; the caches
 # of the causal convolutions (1784 values per pixel for Wan 2.2, 2365 for Wan 2.1, traced) are part of it.
 DECODE_VALUES = {"wan21": 5400 / 96, "wan22": 5240 / 160}
+MIDDLE_CHANNELS = {"wan21": 4, "wan22": 6.4}  # of the decoder's middle block, per base channel
+TILE_MARGIN = {"wan21": 20, "wan22": 40}  # pixels around a tile that its dearest layers compute too
 ENCODER_FRAMES = 64  # frames inside x264 at once: 40 of lookahead, references, threads (assumed)
 FFV1_BYTES_PER_PIXEL = 2.0  # lossless RGB, upper end (assumed)
 
@@ -82,16 +85,17 @@ def sampling_cost(job: Job) -> PhaseCost:
 
 
 def decode_cost(job: Job) -> PhaseCost:
-    """Weights and one call of the streaming decoder, on whole frames or a tile; tiled, RAM holds the clip's frames.
+    """Weights and one call of the streaming decoder, on whole frames or a tile with its margin.
+
+    Tiled, RAM holds the clip's frames and the middle block's output.
 
     Disk: what Save Clip writes, the memory after the clip (its K/V too), the latents and the frames.
     """
-    vae, tile = job.vae, job.decode_tile_px or max(job.width, job.height)
-    pixels = min(tile, job.width) * min(tile, job.height)
+    vae, pixels = job.vae, _decoded_side(job, job.width) * _decoded_side(job, job.height)
     vram = vae.weight_bytes + int(DECODE_VALUES[vae.kind] * vae.dim * pixels * vae.dtype_bytes)
     frames = frame_count(job.clip_latents, CONTEXT_LATENTS)
     area = job.width * job.height
-    buffer = tiled_buffer_bytes(frames, job.height, job.width) if job.decode_tile_px else 0
+    buffer = _tiled_ram_bytes(job, frames) if job.decode_tile_px else 0
     memory = memory_bytes(job, job.spec.capacity_latents)
     ram = memory + buffer + 2 * TEMPORAL_STRIDE * 3 * area * FLOAT32
     return PhaseCost("decode", vram, ram, int(frames * area * FFV1_BYTES_PER_PIXEL) + latents_bytes(job) + memory)
@@ -173,6 +177,23 @@ def recall_bytes(job: Job) -> int:
     per_value = 4 * FLOAT32 + facts.dtype_bytes + (0 if as_stored else 2 * facts.dtype_bytes)
     joined = 2 * (remembered + chunk) * facts.dim * facts.dtype_bytes
     return joined + chunk * facts.dim * per_value + remembered * ROTATION_BYTES // 2
+
+
+def _decoded_side(job: Job, side: int) -> int:
+    """Pixels of a frame's side that are decoded at once: all of them, or the largest tile with its margin."""
+    stride = job.vae.spatial_stride
+    if not job.decode_tile_px:
+        return side
+    tile = max(stop - start for start, stop in tile_spans(side // stride, job.decode_tile_px // stride)) * stride
+    return min(side, tile + 2 * TILE_MARGIN[job.vae.kind])
+
+
+def _tiled_ram_bytes(job: Job, frames: int) -> int:
+    vae = job.vae
+    h, w = job.height // vae.spatial_stride, job.width // vae.spatial_stride
+    channels = int(MIDDLE_CHANNELS[vae.kind] * vae.dim)
+    middle = middle_bytes(job.clip_latents + CONTEXT_LATENTS, h, w, channels, vae.dtype_bytes)
+    return tiled_buffer_bytes(frames, job.height, job.width) + middle
 
 
 def latents_bytes(job: Job) -> int:

@@ -81,7 +81,7 @@ def _tiling(chosen: Job) -> list[str]:
     if not chosen.decode_tile_px:
         return []
     saved = decode_cost(replace(chosen, decode_tile_px=0)).vram_bytes - decode_cost(chosen).vram_bytes
-    return [f"Frames decoded in tiles of {chosen.decode_tile_px} pixels: saves {gb(saved)} of VRAM."]
+    return [f"Frames decoded in tiles of up to {chosen.decode_tile_px} pixels: saves {gb(saved)} of VRAM, no seam."]
 
 
 def _concessions(start: Job, way: Sequence[tuple[str, Job]]) -> list[str]:

@@ -20,9 +20,10 @@ from ..common.progress import Progress
 from ..common.types import TEMPORAL_STRIDE, ClipRecord, RenderPlan, VideoMemory
 from ..memory.files import load_memory, rest_on_file, save_memory
 from ..memory.state import placed
-from .decode import CONTEXT_LATENTS, stream_decode, stream_decode_tiled, wan_decoder_traits
+from .decode import CONTEXT_LATENTS, stream_decode, wan_decoder_traits
 from .encode import write_ffv1
 from .run_folder import RunFolder, Take, run_path
+from .tiles import stream_decode_tiled
 
 SUBFOLDER = "videomemory"
 RESCUE_TILE_PX = 384  # after running out of memory with whole frames or larger tiles

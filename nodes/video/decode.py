@@ -15,7 +15,6 @@ Sources: Wan 2.1 and 2.2 VAE, Wan Team 2025 (causal feature cache); ComfyUI's mo
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -37,9 +36,6 @@ CONTEXT_LATENTS = 4
 # of any film of 480 lines or more. On one CPU thread torch's 3D convolution leaves oneDNN for a loop ten times slower
 # when its input is small; the demo's ten latents take 1.4 s in two calls and 6 s in ten (CPU seconds, AMD EPYC).
 CALL_LATENT_PIXELS = 2048
-
-TILE_OVERLAP = 0.25  # of the tile's side; the blend ramp is as wide
-
 
 @dataclass(frozen=True)
 class WanDecoderTraits:
@@ -87,63 +83,21 @@ def stream_decode(
     latents: [1, C, T, h, w] on the module's device and in its dtype. context: [1, C, k, h, w], the latents before them
     in the film, decoded and dropped. Equals `vae.decode` of both together without the context's frames.
     """
-    traits = _require_traits(vae, latents)
+    traits = require_traits(vae, latents)
     drop = 0 if context is None else frame_count(context.shape[2], 0)
     film = latents if context is None else torch.cat([context.to(latents), latents], dim=2)
-    together = max(traits.latents_per_call, CALL_LATENT_PIXELS // (film.shape[3] * film.shape[4]))
     caches: list = [None] * traits.cache_slots
-    start = 0
-    while start < film.shape[2]:
+    for start, stop in calls_of(film.shape[2], traits, film.shape[3] * film.shape[4]):
         check_cancel()
-        stop = start + (together if start else 1)
-        frames = _decode_step(vae, traits, film[:, :, start:stop], caches, first=start == 0)
+        options = {"first_chunk": True} if traits.marks_first and start == 0 else {}
+        out = vae.decoder(vae.conv2(film[:, :, start:stop]), feat_cache=caches, feat_idx=[0], **options)
+        frames = frames_of(torch.cat(out, dim=2) if isinstance(out, list) else out, traits.patch)
         if drop < len(frames):
             yield frames[drop:]
         drop = max(0, drop - len(frames))
-        start = stop
 
 
-@torch.no_grad()
-def stream_decode_tiled(
-    vae: torch.nn.Module,
-    latents: torch.Tensor,
-    context: torch.Tensor | None,
-    tile_latents: int,
-    check_cancel: Callable[[], None] = SILENT.check_cancel,
-) -> Iterator[torch.Tensor]:
-    """As stream_decode, but tile by tile: the caches and activations are those of one tile.
-
-    tile_latents: side of a tile in latent pixels. Each tile is decoded through the whole clip (its caches are causal in
-    time) into one float16 buffer of the clip's frames on the CPU, weighted by ramps that add up to one; then the frames
-    are yielded four at a time. The decoder's attention sees a tile instead of the frame, so the result is close to the
-    whole-frame decode, not equal.
-    """
-    height, width = latents.shape[3:]
-    total = frame_count(latents.shape[2], 0 if context is None else context.shape[2])
-    buffer = weights = None
-    for row, (top, bottom) in enumerate(_tile_spans(height, tile_latents)):
-        for column, (left, right) in enumerate(_tile_spans(width, tile_latents)):
-            area = (..., slice(top, bottom), slice(left, right))
-            done = 0
-            for frames in stream_decode(vae, latents[area], None if context is None else context[area], check_cancel):
-                scale = frames.shape[1] // (bottom - top)
-                if buffer is None:
-                    buffer = torch.zeros(total, height * scale, width * scale, 3, dtype=torch.float16)
-                    weights = [_blend_weights(_tile_spans(n, tile_latents), n, scale) for n in (height, width)]
-                rows, columns = slice(top * scale, bottom * scale), slice(left * scale, right * scale)
-                weight = weights[0][row][rows, None, None] * weights[1][column][None, columns, None]
-                buffer[done : done + len(frames), rows, columns] += (frames.cpu() * weight).half()
-                done += len(frames)
-    for start in range(0, total, TEMPORAL_STRIDE):
-        yield buffer[start : start + TEMPORAL_STRIDE].float().clamp(0.0, 1.0)
-
-
-def tiled_buffer_bytes(frames: int, height: int, width: int) -> int:
-    """RAM that stream_decode_tiled holds: one clip of float16 frames."""
-    return frames * height * width * 3 * 2
-
-
-def _require_traits(vae: torch.nn.Module, latents: torch.Tensor) -> WanDecoderTraits:
+def require_traits(vae: torch.nn.Module, latents: torch.Tensor) -> WanDecoderTraits:
     traits = wan_decoder_traits(vae)
     if traits is None:
         raise ValueError(message(
@@ -156,35 +110,17 @@ def _require_traits(vae: torch.nn.Module, latents: torch.Tensor) -> WanDecoderTr
     return traits
 
 
-def _decode_step(
-    vae: torch.nn.Module, traits: WanDecoderTraits, piece: torch.Tensor, caches: list, first: bool
-) -> torch.Tensor:
-    """One decoder call: [1, C, t, h, w] -> [n, H, W, 3]; updates `caches` in place."""
-    options = {"first_chunk": True} if traits.marks_first and first else {}
-    out = vae.decoder(vae.conv2(piece), feat_cache=caches, feat_idx=[0], **options)
-    out = torch.cat(out, dim=2) if isinstance(out, list) else out  # [1, 3 * p * p, n, H / p, W / p]
-    p = traits.patch
+def calls_of(latents: int, traits: WanDecoderTraits, latent_pixels: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) of the latents of each decoder call: the film's first alone, then as many as are worth it."""
+    together = max(traits.latents_per_call, CALL_LATENT_PIXELS // latent_pixels)
+    yield 0, 1
+    for start in range(1, latents, together):
+        yield start, min(start + together, latents)
+
+
+def frames_of(out: torch.Tensor, patch: int) -> torch.Tensor:
+    """A decoder's output [1, 3 * p * p, n, H / p, W / p] in -1..1 as frames [n, H, W, 3] float32 in 0..1."""
     _, channels, n, h, w = out.shape
     # the patch's column index varies slower than its row index in the channels
-    out = out[0].view(channels // (p * p), p, p, n, h, w).permute(3, 4, 2, 5, 1, 0)  # [n, h, row, w, column, 3]
-    return out.reshape(n, h * p, w * p, -1).float().add(1.0).div(2.0).clamp(0.0, 1.0)
-
-
-def _tile_spans(size: int, tile: int) -> list[tuple[int, int]]:
-    """[start, stop) of evenly spaced tiles of side `tile` that cover `size` and overlap by at least TILE_OVERLAP."""
-    if tile >= size:
-        return [(0, size)]
-    overlap = max(1, round(tile * TILE_OVERLAP))
-    count = math.ceil((size - overlap) / (tile - overlap))
-    starts = [round(i * (size - tile) / (count - 1)) for i in range(count)]
-    return [(start, start + tile) for start in starts]
-
-
-def _blend_weights(spans: list[tuple[int, int]], size: int, scale: int) -> list[torch.Tensor]:
-    """One [size * scale] weight per tile: tents that fall to both ends of the tile, together one at every pixel."""
-    tents = torch.zeros(len(spans), size * scale)
-    for tent, (start, stop) in zip(tents, spans, strict=True):
-        side = (stop - start) * scale
-        ramp = torch.arange(side) + 0.5
-        tent[start * scale : stop * scale] = torch.minimum(ramp, ramp.flip(0)).clamp(max=side * TILE_OVERLAP)
-    return list(tents / tents.sum(dim=0))
+    out = out[0].view(channels // (patch * patch), patch, patch, n, h, w).permute(3, 4, 2, 5, 1, 0)
+    return out.reshape(n, h * patch, w * patch, -1).float().add(1.0).div(2.0).clamp(0.0, 1.0)

@@ -11,6 +11,7 @@ from pack.nodes.budget.cost_model import (
     DECODE_VALUES,
     Job,
     VaeFacts,
+    decode_cost,
     forward_bytes,
     memory_bytes,
     resident_memory_bytes,
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 pytestmark = pytest.mark.comfy
 
+STRIDES = {"wan21": 8, "wan22": 16}
 LAYERS = 2  # activations do not depend on their number
 MODELS = {  # dim, heads, ffn, channels, stride, width, height, chunk
     "ti2v_5b": (3072, 24, 14336, 48, 16, 1280, 704, 8),
@@ -30,7 +32,10 @@ MODELS = {  # dim, heads, ffn, channels, stride, width, height, chunk
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the storages of all tensors made inside; `peak` is the most that lived at once. Ignores `known`."""
+    """Follows the storages of all tensors without data made inside; `peak` is the most that lived at once.
+
+    Ignores `known`. What is copied to the CPU leaves: memory without a value stands for it, and does not count.
+    """
 
     def __init__(self, known: list[torch.Tensor]) -> None:
         super().__init__()
@@ -39,7 +44,10 @@ class LiveBytes(TorchDispatchMode):
         self.seen: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
+            return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        out = func(*args, **kwargs)
         tree_map_only(torch.Tensor, self._count, out)
         self.peak = max(self.peak, self.live)
         return out
@@ -47,7 +55,7 @@ class LiveBytes(TorchDispatchMode):
     def _count(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
-        if key not in self.kept and key not in self.seen:
+        if tensor.is_meta and key not in self.kept and key not in self.seen:
             self.live += size
             self.seen[key] = weakref.ref(storage, lambda _: self._drop(key, size))
         return tensor
@@ -112,25 +120,48 @@ def test_forward_is_never_dearer_than_predicted(name, blocks, precision, monkeyp
 @pytest.mark.parametrize("kind", ["wan21", "wan22"])
 def test_decoder_keeps_less_alive_than_predicted(kind):
     """The prediction is the measured peak: above the trace by cuDNN's workspaces, below twice the trace."""
-    from comfy.ldm.wan import vae, vae2_2
     from pack.nodes.video.decode import stream_decode
 
-    options = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [],
-               "temperal_downsample": [False, True, True], "dropout": 0.0}
-    with torch.device("meta"):
-        wan22 = kind == "wan22"
-        dim, channels, stride = (160, 48, 16) if wan22 else (96, 16, 8)
-        model = (vae2_2.WanVAE if wan22 else vae.WanVAE)(dim=dim, z_dim=channels, **options).to(torch.bfloat16)
-    for module in model.modules():
-        if hasattr(module, "optimized_attention"):
-            module.optimized_attention = lambda q, k, v: torch.empty_like(q)
-    latents = torch.empty(1, channels, 4, 704 // stride, 1280 // stride, device="meta", dtype=torch.bfloat16)
+    model, dim, latents = decoder(kind, 1280, 704)
     live = LiveBytes([*model.parameters()])
     with live:
         for _ in stream_decode(model, latents):
             pass
     predicted = DECODE_VALUES[kind] * dim * 1280 * 704 * 2
     assert live.peak < predicted < 2 * live.peak
+
+
+@pytest.mark.parametrize("kind", ["wan21", "wan22"])
+@pytest.mark.parametrize(("width", "height", "tile"), [(1280, 704, 512), (1280, 704, 256), (1920, 1088, 384)])
+def test_tiles_keep_less_alive_than_predicted(kind, width, height, tile):
+    from pack.nodes.video.tiles import stream_decode_tiled
+
+    model, dim, latents = decoder(kind, width, height)
+    live = LiveBytes([*model.parameters()])
+    with live:
+        for _ in stream_decode_tiled(model, latents, None, tile // STRIDES[kind]):
+            pass
+    spec = MemorySpec("longlive_2", 24, 8, 8, 16)
+    facts = job_of("ti2v_5b", spec).facts
+    job = Job(facts, VaeFacts(kind, dim, STRIDES[kind], 0, 2), width, height, 8, spec, decode_tile_px=tile)
+    assert live.peak < decode_cost(job).vram_bytes < 2 * live.peak
+
+
+def decoder(kind: str, width: int, height: int) -> tuple[torch.nn.Module, int, torch.Tensor]:
+    """A full-size Wan VAE without data, its base channels, and four latents for it."""
+    from comfy.ldm.wan import vae, vae2_2
+
+    options = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [],
+               "temperal_downsample": [False, True, True], "dropout": 0.0}
+    with torch.device("meta"):
+        wan22 = kind == "wan22"
+        dim, channels, stride = (160, 48, STRIDES[kind]) if wan22 else (96, 16, STRIDES[kind])
+        model = (vae2_2.WanVAE if wan22 else vae.WanVAE)(dim=dim, z_dim=channels, **options).to(torch.bfloat16)
+    for module in model.modules():
+        if hasattr(module, "optimized_attention"):
+            module.optimized_attention = lambda q, k, v: torch.empty_like(q)
+    latents = torch.empty(1, channels, 4, height // stride, width // stride, device="meta", dtype=torch.bfloat16)
+    return model, dim, latents
 
 
 def test_ram_placement_keeps_one_layer_of_two_chunks():

@@ -182,7 +182,7 @@ def test_each_concession_is_a_sentence_with_its_saving():
     plan = plan_5b(card(8.0), window_s=8)
     text = "\n".join(plan.decisions)
     assert "Size 1280x720 became 1280x704: the model works in steps of 32x32 pixels." in text
-    assert "Frames decoded in tiles of 768 pixels: saves" in text
+    assert "Frames decoded in tiles of up to 1024 pixels: saves" in text
     assert "Memory stored in 4 bits (the first seconds in 8): saves" in text
     assert "Memory kept in RAM: saves" in text
     assert len(plan.decisions) == steps_kinds(plan) + 1
