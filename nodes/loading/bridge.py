@@ -1,20 +1,14 @@
-"""Quantised weights inside ComfyUI's model classes: the Linear that unpacks itself, its ModelPatcher, the two loaders.
-
-Works with ComfyUI's classic ModelPatcher on every version: packed weight and scales are parameters of one leaf module,
-so core counts, moves and pins them; LoRAs are added to the unpacked weight at run time and never baked into 4 bits.
-"""
+"""The two loaders: a file becomes a MODEL or a CLIP whose large weights are packed, and a report of how."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.sd
 import comfy.text_encoders.wan
 import comfy.utils
@@ -22,135 +16,16 @@ import torch
 
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
-from . import formats, nf4
+from . import formats
+from .bridge_linear import CODECS, QuantLinear, QuantOperations
+from .bridge_patcher import QuantPatcher
 from .files import is_safetensors
 from .streaming import map_weights, read_weights
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = ("nf4", "original")
-CODECS = (nf4,)  # modules with is_stored(), from_state_dict(), dequantize()
 UMT5_XXL = {"num_layers": 24, "d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240, "vocab_size": 256384}
-
-
-class QuantLinear(torch.nn.Module):
-    """A Linear whose weight may be packed: `weight` holds the packed bytes, its scales lie beside it as parameters.
-
-    It allocates nothing until a state dict is loaded. Without scales in the state dict it is an ordinary Linear in
-    `dtype`. resident_patch: LoRA of a module that is loaded completely; core hangs the same LoRA on weight_function
-    when it offloads the module, and then only that one counts.
-    """
-
-    comfy_cast_weights = True
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None,
-                 dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
-        self.codec: Any = None  # the module of CODECS that packed the weight
-        self.form: Any = None  # the packed weight without its tensors
-        self.weight_function: list[Callable] = []
-        self.bias_function: list[Callable] = []
-        self.resident_patch: list[Callable] = []
-        self.register_parameter("weight", None)
-        self.register_parameter("bias", None)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: Any, strict: bool,
-                              missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str]) -> None:
-        name = prefix + "weight"
-        if name not in state_dict:
-            missing_keys.append(name)
-            return
-        self.codec = next((codec for codec in CODECS if codec.is_stored(state_dict, name)), None)
-        if self.codec is None:
-            self._hold("weight", state_dict[name].to(self.dtype))
-        else:
-            packed = self.codec.from_state_dict(state_dict, name)
-            self.form = packed.with_tensors({})
-            for field, tensor in packed.tensors().items():
-                self._hold("weight" if field == "packed" else field, tensor)
-        if prefix + "bias" in state_dict:
-            self._hold("bias", state_dict[prefix + "bias"].to(self.dtype))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        comfy.ops.run_every_op()
-        tensors, stream = self._tensors_on(x.device)
-        weight, bias = self._unpacked(tensors, x.dtype), tensors.get("bias")
-        if bias is not None:
-            bias = bias.to(x.dtype, copy=bool(self.bias_function))
-            for function in self.bias_function:
-                bias = function(bias)
-        y = torch.nn.functional.linear(x, weight, bias)
-        if stream is not None:  # the stream's memory may be used again only after this layer's work
-            stream.wait_stream(comfy.model_management.current_stream(x.device))
-        return y
-
-    def _hold(self, name: str, tensor: torch.Tensor) -> None:
-        setattr(self, name, torch.nn.Parameter(tensor, requires_grad=False))
-
-    def _tensors_on(self, device: torch.device) -> tuple[dict[str, torch.Tensor], Any]:
-        """All parameters on `device`, and the offload stream that brought them (None if they were there)."""
-        management = comfy.model_management
-        parameters = dict(self.named_parameters(recurse=False))
-        if all(parameter.device == device for parameter in parameters.values()):
-            return parameters, None
-        stream, non_blocking = management.get_offload_stream(device), management.device_supports_non_blocking(device)
-        moved = {name: management.cast_to(parameter, None, device, non_blocking=non_blocking, stream=stream)
-                 for name, parameter in parameters.items()}
-        management.sync_stream(device, stream)
-        return moved, stream
-
-    def _unpacked(self, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        functions = self.weight_function
-        if not any(isinstance(function, comfy.model_patcher.LowVramPatch) for function in functions):
-            functions = [*self.resident_patch, *functions]
-        if self.codec is None:
-            weight = tensors["weight"].to(dtype, copy=bool(functions))
-        else:
-            weight = self.codec.dequantize(self.form.with_tensors({**tensors, "packed": tensors["weight"]}), dtype)
-        for function in functions:
-            weight = function(weight)
-        return weight
-
-
-class QuantOperations(comfy.ops.manual_cast):
-    """ComfyUI's layer classes with QuantLinear in place of Linear."""
-
-    Linear = QuantLinear
-
-
-class QuantPatcher(comfy.model_patcher.ModelPatcher):
-    """A ModelPatcher that hangs patches on packed weights instead of writing into their bytes."""
-
-    def patch_weight_to_device(self, key: str, device_to: Any = None, inplace_update: bool = False,
-                               **options: Any) -> Any:
-        module = self._packed_module(key)
-        if module is None:
-            return super().patch_weight_to_device(key, device_to, inplace_update, **options)
-        if key in self.patches:
-            module.resident_patch = [comfy.model_patcher.LowVramPatch(key, self.patches)]
-        return None
-
-    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True, **options: Any) -> Any:
-        if unpatch_weights:
-            for module in self.model.modules():
-                if isinstance(module, QuantLinear):
-                    module.resident_patch = []
-        return super().unpatch_model(device_to, unpatch_weights, **options)
-
-    def patch_hook_weight_to_device(self, hooks: Any, combined_patches: dict, key: str, *rest: Any,
-                                    **options: Any) -> Any:
-        if key in combined_patches and self._packed_module(key) is not None:
-            raise ValueError(message(
-                "LoRA hooks (scheduled LoRAs) need weights that can be written to", f"the NF4 weight {key}",
-                "models loaded with weights 'original'", "Use a LoRA loader instead of a hook, or weights 'original'."))
-        return super().patch_hook_weight_to_device(hooks, combined_patches, key, *rest, **options)
-
-    def _packed_module(self, key: str) -> QuantLinear | None:
-        """The QuantLinear whose packed bytes are the parameter `key`."""
-        name, _, parameter = key.rpartition(".")
-        module = comfy.utils.get_attr(self.model, name) if name and parameter == "weight" else None
-        return module if getattr(module, "codec", None) is not None else None
 
 
 def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = formats.MIN_BYTES,

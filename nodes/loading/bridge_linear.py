@@ -1,0 +1,104 @@
+"""The Linear whose weight may be packed, and ComfyUI's layer classes with it in place of theirs.
+
+Packed weight and scales are parameters of one leaf module, so core counts, moves and pins them on every version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+
+from . import nf4
+
+CODECS = (nf4,)  # modules with is_stored(), from_state_dict(), dequantize()
+
+
+class QuantLinear(torch.nn.Module):
+    """A Linear whose weight may be packed: `weight` holds the packed bytes, its scales lie beside it as parameters.
+
+    It allocates nothing until a state dict is loaded. Without scales in the state dict it is an ordinary Linear in
+    `dtype`. resident_patch: LoRA of a module that is loaded completely; core hangs the same LoRA on weight_function
+    when it offloads the module, and then only that one counts.
+    """
+
+    comfy_cast_weights = True
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None,
+                 dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
+        self.codec: Any = None  # the module of CODECS that packed the weight
+        self.form: Any = None  # the packed weight without its tensors
+        self.weight_function: list[Callable] = []
+        self.bias_function: list[Callable] = []
+        self.resident_patch: list[Callable] = []
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: Any, strict: bool,
+                              missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str]) -> None:
+        name = prefix + "weight"
+        if name not in state_dict:
+            missing_keys.append(name)
+            return
+        self.codec = next((codec for codec in CODECS if codec.is_stored(state_dict, name)), None)
+        if self.codec is None:
+            self._hold("weight", state_dict[name].to(self.dtype))
+        else:
+            packed = self.codec.from_state_dict(state_dict, name)
+            self.form = packed.with_tensors({})
+            for field, tensor in packed.tensors().items():
+                self._hold("weight" if field == "packed" else field, tensor)
+        if prefix + "bias" in state_dict:
+            self._hold("bias", state_dict[prefix + "bias"].to(self.dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        comfy.ops.run_every_op()
+        tensors, stream = self._tensors_on(x.device)
+        weight, bias = self._unpacked(tensors, x.dtype), tensors.get("bias")
+        if bias is not None:
+            bias = bias.to(x.dtype, copy=bool(self.bias_function))
+            for function in self.bias_function:
+                bias = function(bias)
+        y = torch.nn.functional.linear(x, weight, bias)
+        if stream is not None:  # the stream's memory may be used again only after this layer's work
+            stream.wait_stream(comfy.model_management.current_stream(x.device))
+        return y
+
+    def _hold(self, name: str, tensor: torch.Tensor) -> None:
+        setattr(self, name, torch.nn.Parameter(tensor, requires_grad=False))
+
+    def _tensors_on(self, device: torch.device) -> tuple[dict[str, torch.Tensor], Any]:
+        """All parameters on `device`, and the offload stream that brought them (None if they were there)."""
+        management = comfy.model_management
+        parameters = dict(self.named_parameters(recurse=False))
+        if all(parameter.device == device for parameter in parameters.values()):
+            return parameters, None
+        stream, non_blocking = management.get_offload_stream(device), management.device_supports_non_blocking(device)
+        moved = {name: management.cast_to(parameter, None, device, non_blocking=non_blocking, stream=stream)
+                 for name, parameter in parameters.items()}
+        management.sync_stream(device, stream)
+        return moved, stream
+
+    def _unpacked(self, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        functions = self.weight_function
+        if not any(isinstance(function, comfy.model_patcher.LowVramPatch) for function in functions):
+            functions = [*self.resident_patch, *functions]
+        if self.codec is None:
+            weight = tensors["weight"].to(dtype, copy=bool(functions))
+        else:
+            weight = self.codec.dequantize(self.form.with_tensors({**tensors, "packed": tensors["weight"]}), dtype)
+        for function in functions:
+            weight = function(weight)
+        return weight
+
+
+class QuantOperations(comfy.ops.manual_cast):
+    """ComfyUI's layer classes with QuantLinear in place of Linear."""
+
+    Linear = QuantLinear
