@@ -1,7 +1,9 @@
-"""Operations on VIDEO_MEMORY, each returning a new value: empty, commit, forget, checks and sizes.
+"""Operations on VIDEO_MEMORY, each returning a new value: empty, commit, view, forget, checks and sizes.
 
-A memory keeps the chunks of the sink (the first `sink_latents` since its origin) and of the window (the last
-`window_latents`), oldest first, none twice. What falls out of both is dropped whole: its latents are in the clip files.
+A memory keeps, oldest first and none twice, the chunks of the sink (the first `sink_latents` since its origin), those
+pinned at the beginning of the current shot, and the window (the last ones). Places for pins and for retrieval that are
+empty lengthen the window. What falls out is dropped whole (its latents are in the clip files) or, where the spec has
+places for retrieval, kept in the archive.
 """
 
 from __future__ import annotations
@@ -12,9 +14,19 @@ from dataclasses import replace
 import torch
 
 from ..common.errors import message
-from ..common.types import PLACEMENTS, PRECISIONS, Geometry, MemoryBlock, MemorySpec, VideoMemory
+from ..common.types import (
+    PLACEMENTS,
+    PRECISIONS,
+    PROMPT_CHANGES,
+    Geometry,
+    MemoryBlock,
+    MemorySpec,
+    VideoMemory,
+)
+from .retrieval import nearest, thinned
 
 TAIL_LATENTS = 8  # latents of the film's end that travel with the memory; decoding uses at most as many as context
+CACHES = ("kv", "negative_kv")  # of a block
 
 
 def empty_memory(spec: MemorySpec) -> VideoMemory:
@@ -24,12 +36,12 @@ def empty_memory(spec: MemorySpec) -> VideoMemory:
 
 
 def check_spec(spec: MemorySpec) -> None:
-    """Raise ValueError unless precision and placement are known and sink and window are whole chunks."""
-    for name, allowed in (("precision", PRECISIONS), ("placement", PLACEMENTS)):
+    """Raise ValueError unless every choice is known and sink, pins, retrieval and window are whole chunks."""
+    for name, allowed in (("precision", PRECISIONS), ("placement", PLACEMENTS), ("prompt_change", PROMPT_CHANGES)):
         if getattr(spec, name) not in allowed:
             raise ValueError(message(f"Persistent Memory: unknown {name}", getattr(spec, name), ", ".join(allowed),
                                      f"Choose another {name}."))
-    for name in ("sink_latents", "window_latents"):
+    for name in ("sink_latents", "pinned_latents", "retrieved_latents", "window_latents"):
         latents = getattr(spec, name)
         if latents < 0 or latents % spec.chunk_latents:
             raise ValueError(message(f"Persistent Memory: {name} must be whole chunks of the checkpoint", latents,
@@ -37,14 +49,37 @@ def check_spec(spec: MemorySpec) -> None:
                                      "Change the seconds, or take 0 (as trained)."))
 
 
-def commit(memory: VideoMemory, latents: torch.Tensor, kv: object | None) -> VideoMemory:
-    """The memory after one more chunk of the film: latents [C, n, h, w] normalised, kv its cache (or None)."""
+def commit(memory: VideoMemory, latents: torch.Tensor, kv: object | None, negative_kv: object | None = None,
+           topic: torch.Tensor | None = None) -> VideoMemory:
+    """The memory after one more chunk of the film: latents [C, n, h, w] normalised, kv its cache (or None).
+
+    negative_kv: the same under the negative prompt. topic: its prompt as one vector (memory.retrieval.topic_of).
+    """
     latents = latents.detach().to("cpu", torch.float32)
-    block = MemoryBlock(memory.latents_done, latents, max(memory.shot, 0), kv, cuts=memory.cuts)
-    done = memory.latents_done + block.length
+    block = MemoryBlock(memory.latents_done, latents, max(memory.shot, 0), kv, negative_kv, memory.prompt_hash, topic,
+                        cuts=memory.cuts)
     tail = latents if memory.tail is None else torch.cat((memory.tail, latents), 1)
-    blocks = tuple(b for b in (*memory.blocks, block) if _is_kept(b, memory, done))
-    return replace(memory, blocks=blocks, latents_done=done, tail=tail[:, -TAIL_LATENTS:].clone())
+    memory = replace(memory, latents_done=memory.latents_done + block.length, tail=tail[:, -TAIL_LATENTS:].clone())
+    blocks = _pin(memory, block)
+    sink, pins, others = _roles(memory, blocks)
+    newest = _newest(others, memory.spec.capacity_latents - memory.spec.sink_latents - _length(pins))
+    return _keep(memory, blocks, {kept.start for kept in (*sink, *pins, *newest)})
+
+
+def view(memory: VideoMemory, topic: torch.Tensor | None = None) -> tuple[MemoryBlock, ...]:
+    """The chunks that the next one attends to, in position order, which is the order of the film; none twice.
+
+    At most spec.capacity_latents. The places for retrieval hold the chunks whose topic is nearest to `topic` [D], the
+    current prompt's (memory.retrieval.topic_of), out of the archive and of what lengthens the window otherwise.
+    """
+    if topic is None or not memory.archive:
+        return memory.blocks
+    sink, pins, others = _roles(memory, memory.blocks)
+    places = memory.spec.retrieved_latents
+    window = _newest(others, memory.spec.capacity_latents - memory.spec.sink_latents - _length(pins) - places)
+    beyond = others[: len(others) - len(window)]
+    found = nearest((*memory.archive, *beyond), topic, places)
+    return tuple(sorted((*sink, *pins, *found, *window), key=lambda block: block.start))
 
 
 def is_sink(memory: VideoMemory, start: int) -> bool:
@@ -54,7 +89,7 @@ def is_sink(memory: VideoMemory, start: int) -> bool:
 
 def forget(memory: VideoMemory) -> VideoMemory:
     """The same place in the film with nothing remembered: the next chunk becomes a new sink."""
-    return replace(memory, blocks=(), origin=memory.latents_done)
+    return replace(memory, blocks=(), archive=(), origin=memory.latents_done)
 
 
 def placed(memory: VideoMemory, placement: str) -> VideoMemory:
@@ -70,15 +105,16 @@ def begin_scene(memory: VideoMemory, keep_window: bool) -> VideoMemory:
     """
     if memory.latents_done == memory.origin:
         return memory
-    blocks = tuple(block for block in memory.blocks if keep_window or is_sink(memory, block.start))
-    return replace(memory, blocks=blocks, cuts=memory.cuts + 1, shot=memory.shot + 1)
+    kept = {block.start for block in memory.blocks if keep_window or is_sink(memory, block.start)}
+    return replace(_keep(memory, memory.blocks, kept), cuts=memory.cuts + 1, shot=memory.shot + 1)
 
 
 def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: object) -> VideoMemory:
     """The memory as the next clip may use it: bound to the geometry and the model, the shot counted on a new prompt.
 
-    K/V made by another model (other weights, other LoRA) are dropped and will be rebuilt from the latents. Raises
-    ValueError when the memory belongs to a film of another size.
+    K/V made by another model (other weights, other LoRA) are dropped and will be rebuilt from the latents; so are, on
+    a new prompt where the spec says "recache", those of all chunks in view but the sink (LongLive 1, which protects its
+    sink too). Raises ValueError when the memory belongs to a film of another size.
     """
     if memory.geometry is not None and memory.geometry != geometry:
         raise ValueError(message(
@@ -86,12 +122,15 @@ def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: 
             f"{geometry.width}x{geometry.height} latent pixels of {geometry.channels} channels",
             f"{memory.geometry.width}x{memory.geometry.height} of {memory.geometry.channels}",
             "Keep one size for the whole film, or start from a new Persistent Memory."))
-    blocks = memory.blocks
-    if memory.model_key and memory.model_key != model_key:
-        blocks = tuple(replace(block, kv=None) for block in blocks)
+    blocks, archive = memory.blocks, memory.archive
     prompt_hash = hash_prompt(prompt)
-    shot = memory.shot + (prompt_hash != memory.prompt_hash)
-    return replace(memory, geometry=geometry, model_key=model_key, blocks=blocks, shot=shot, prompt_hash=prompt_hash)
+    is_new = prompt_hash != memory.prompt_hash
+    if memory.model_key and memory.model_key != model_key:
+        blocks, archive = tuple(map(_without_kv, blocks)), tuple(map(_without_kv, archive))
+    elif is_new and memory.spec.prompt_change == "recache":
+        blocks = tuple(block if is_sink(memory, block.start) else _without_kv(block) for block in blocks)
+    return replace(memory, geometry=geometry, model_key=model_key, blocks=blocks, archive=archive,
+                   shot=memory.shot + is_new, prompt_hash=prompt_hash)
 
 
 def end_clip(memory: VideoMemory, before: VideoMemory) -> VideoMemory:
@@ -99,16 +138,28 @@ def end_clip(memory: VideoMemory, before: VideoMemory) -> VideoMemory:
 
     Chunks that `before`, the memory that the clip began with, holds already are shared with it, not copied again.
     """
-    at_rest = {block.start: block.kv for block in before.blocks if block.kv is not None}
-    blocks = tuple(block if block.kv is None else replace(block, kv=at_rest.get(block.start) or block.kv.to("cpu"))
-                   for block in memory.blocks)
-    return replace(memory, blocks=blocks, clips_done=memory.clips_done + 1)
+    at_rest = {block.start: block for block in (*before.blocks, *before.archive)}
+
+    def rested(block: MemoryBlock) -> MemoryBlock:
+        known = at_rest.get(block.start)
+        return replace(block, **{name: (known and getattr(known, name)) or getattr(block, name).to("cpu")
+                                 for name in CACHES if getattr(block, name) is not None})
+
+    return replace(memory, blocks=tuple(map(rested, memory.blocks)), archive=tuple(map(rested, memory.archive)),
+                   clips_done=memory.clips_done + 1)
 
 
 def memory_bytes(memory: VideoMemory) -> tuple[int, int]:
     """(bytes of the latents, bytes of the K/V caches) that the value holds now."""
-    latents = sum(block.latents.nbytes for block in memory.blocks) + (0 if memory.tail is None else memory.tail.nbytes)
-    return latents, sum(block.kv.nbytes for block in memory.blocks if block.kv is not None)
+    blocks = (*memory.blocks, *memory.archive)
+    latents = sum(block.latents.nbytes for block in blocks) + (0 if memory.tail is None else memory.tail.nbytes)
+    return latents, sum(kv.nbytes for kv in caches(memory))
+
+
+def caches(memory: VideoMemory) -> tuple[object, ...]:
+    """Every BlockKV that the value holds: of chunks in view and in the archive, positive and negative."""
+    found = (getattr(block, name) for block in (*memory.blocks, *memory.archive) for name in CACHES)
+    return tuple(kv for kv in found if kv is not None)
 
 
 def hash_prompt(prompt: object) -> str:
@@ -118,6 +169,53 @@ def hash_prompt(prompt: object) -> str:
     return hashlib.sha256(prompt.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-def _is_kept(block: MemoryBlock, memory: VideoMemory, done: int) -> bool:
-    in_window = block.start >= done - memory.spec.window_latents
-    return in_window or is_sink(memory, block.start)
+def _pin(memory: VideoMemory, block: MemoryBlock) -> tuple[MemoryBlock, ...]:
+    """The blocks with a new one, pinned where it belongs to the beginning of a shot; pins of the shot before it fall.
+
+    LongLive 2: only the newest cut is pinned, and not before its first chunk is done. The first shot has the sink.
+    """
+    blocks, spec = memory.blocks, memory.spec
+    if spec.prompt_change != "pin" or block.shot == 0 or is_sink(memory, block.start):
+        return *blocks, block
+    held = [pin for pin in blocks if pin.is_pinned and pin.shot == block.shot]
+    if _length(held) + block.length > spec.pinned_latents:
+        return *blocks, block
+    freed = (replace(pin, is_pinned=False) if pin.is_pinned and pin.shot != block.shot else pin for pin in blocks)
+    return *freed, replace(block, is_pinned=True)
+
+
+def _keep(memory: VideoMemory, blocks: tuple[MemoryBlock, ...], starts: set[int]) -> VideoMemory:
+    """The memory with those of the blocks that start there in view, the others dropped or archived."""
+    out = [block for block in blocks if block.start not in starts] if memory.spec.retrieved_latents else []
+    archive = thinned((*memory.archive, *map(_at_rest, out))) if out else memory.archive
+    return replace(memory, blocks=tuple(block for block in blocks if block.start in starts), archive=archive)
+
+
+def _at_rest(block: MemoryBlock) -> MemoryBlock:
+    """An archived chunk's caches take no VRAM."""
+    return replace(block, **{name: getattr(block, name).to("cpu") for name in CACHES if getattr(block, name)})
+
+
+def _without_kv(block: MemoryBlock) -> MemoryBlock:
+    return replace(block, kv=None, negative_kv=None)
+
+
+def _roles(memory: VideoMemory, blocks: tuple[MemoryBlock, ...]) -> tuple[list[MemoryBlock], ...]:
+    """(sink, pins, others), each oldest first."""
+    roles: tuple[list[MemoryBlock], ...] = ([], [], [])
+    for block in blocks:
+        roles[0 if is_sink(memory, block.start) else 1 if block.is_pinned else 2].append(block)
+    return roles
+
+
+def _newest(blocks: list[MemoryBlock], latents: int) -> list[MemoryBlock]:
+    """The last of these blocks that fit into so many latents."""
+    first = len(blocks)
+    while first and blocks[first - 1].length <= latents:
+        first -= 1
+        latents -= blocks[first].length
+    return blocks[first:]
+
+
+def _length(blocks: list[MemoryBlock]) -> int:
+    return sum(block.length for block in blocks)

@@ -63,7 +63,7 @@ def memory_spec(name: str, window_s: float = 0.0, sink_s: float = -1.0, precisio
     """A spec for the named preset, or for `custom` under the name "custom".
 
     Seconds are rounded up to whole chunks; 0 (window) and -1 (sink, pinned) mean as trained; pins are of
-    use with prompt_change "pin" alone.
+    use with prompt_change "pin" alone. As trained, pins and retrieved chunks take their places from the window.
     """
     preset = find_preset(name if custom is None else MemorySpec(CUSTOM, 0, 1, 0, 0, custom=custom))
 
@@ -73,17 +73,19 @@ def memory_spec(name: str, window_s: float = 0.0, sink_s: float = -1.0, precisio
 
     trained_pin = preset.pin if prompt_change == "pin" else 0
     pinned = trained_pin if pinned_s < 0 else latents(pinned_s)
+    retrieved = latents(retrieved_s)
+    trained_window = min(preset.window, max(preset.chunk, preset.window - pinned - retrieved))
     return MemorySpec(
         preset=name if custom is None else CUSTOM,
         fps=float(preset.fps),
         chunk_latents=preset.chunk,
         sink_latents=preset.sink if sink_s < 0 else latents(sink_s),
-        window_latents=preset.window if window_s <= 0 else latents(window_s),
+        window_latents=trained_window if window_s <= 0 else latents(window_s),
         precision=precision,
         placement=placement,
         prompt_change=prompt_change,
         pinned_latents=pinned,
-        retrieved_latents=latents(retrieved_s),
+        retrieved_latents=retrieved,
         custom=custom,
     )
 
