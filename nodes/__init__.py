@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .budget import nodes as budget
+from .compare import nodes as compare
 from .interpolation import nodes as interpolation
 from .loading import nodes as loading
 from .memory import nodes as memory
@@ -20,4 +21,5 @@ NODE_CLASSES: list = [
     *interpolation.NODES,
     *video.NODES,
     *render.NODES,
+    *compare.NODES,
 ]
