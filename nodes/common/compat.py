@@ -114,7 +114,7 @@ def patcher_key(model: Any) -> str:
     # not the state dict: GGUF layers give away placeholders there
     weights = dict([*model.model.named_parameters(), *model.model.named_buffers()])
     for name in sorted(weights):
-        if not name.startswith("model_sampling."):
+        if not name.startswith("model_sampling.") and ".side_path_" not in name:  # a loaded LoRA counts as a patch
             _digest_tensor(digest, name, model.backup[name].weight if name in model.backup else weights[name])
     for part in ("patches", "object_patches", "model_options", "wrappers"):
         _digest_part(digest, part, getattr(model, part))

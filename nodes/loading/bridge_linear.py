@@ -14,7 +14,9 @@ import comfy.ops
 import torch
 
 from . import nf4
+from .lora import SidePath, add_side_path
 
+SIDE = "side_path_"  # beginning of the names of a LoRA's parameters: they are there only while the model is loaded
 CODECS = (nf4,)  # modules with is_stored(), from_state_dict(), dequantize()
 
 
@@ -57,6 +59,17 @@ class QuantLinear(torch.nn.Module):
         if prefix + "bias" in state_dict:
             self._hold("bias", state_dict[prefix + "bias"].to(self.dtype))
 
+    def set_side_path(self, path: SidePath | None) -> None:
+        """Put a LoRA beside the weight, or take it away; its tensors are moved with the module from now on."""
+        for field in SidePath.__dataclass_fields__:
+            self._parameters.pop(SIDE + field, None)
+            if path is not None:
+                self._hold(SIDE + field, getattr(path, field))
+
+    @property
+    def has_side_path(self) -> bool:
+        return SIDE + "down" in self._parameters
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         comfy.ops.run_every_op()
         tensors, stream = self._tensors_on(x.device)
@@ -66,6 +79,8 @@ class QuantLinear(torch.nn.Module):
             for function in self.bias_function:
                 bias = function(bias)
         y = torch.nn.functional.linear(x, weight, bias)
+        if self.has_side_path:
+            y = add_side_path(y, x, SidePath(*(tensors[SIDE + field] for field in SidePath.__dataclass_fields__)))
         if stream is not None:  # the stream's memory may be used again only after this layer's work
             stream.wait_stream(comfy.model_management.current_stream(x.device))
         return y
@@ -87,7 +102,9 @@ class QuantLinear(torch.nn.Module):
 
     def _unpacked(self, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         functions = self.weight_function
-        if not any(isinstance(function, comfy.model_patcher.LowVramPatch) for function in functions):
+        if self.has_side_path:
+            functions = [function for function in functions if not _is_core_patch(function)]
+        elif not any(_is_core_patch(function) for function in functions):
             functions = [*self.resident_patch, *functions]
         if self.codec is None:
             weight = tensors["weight"].to(dtype, copy=bool(functions))
@@ -96,6 +113,10 @@ class QuantLinear(torch.nn.Module):
         for function in functions:
             weight = function(weight)
         return weight
+
+
+def _is_core_patch(function: Callable) -> bool:
+    return isinstance(function, comfy.model_patcher.LowVramPatch)
 
 
 class QuantOperations(comfy.ops.manual_cast):

@@ -167,7 +167,7 @@ def test_clones_share_weights_but_not_loras(nf4_model: Any, unpacked_model: Any,
 
 def test_lora_hooks_are_refused_because_bytes_cannot_be_patched(nf4_model: Any) -> None:
     key = "diffusion_model.blocks.0.ffn.0.weight"
-    with pytest.raises(ValueError, match=r"LoRA hooks .* but got the NF4 weight diffusion_model.blocks.0.ffn.0.weight"):
+    with pytest.raises(ValueError, match=rf"LoRA hooks .* but got the quantised weight {key}"):
         nf4_model.patch_hook_weight_to_device(None, {key: []}, key, {}, None)
 
 
