@@ -22,7 +22,7 @@ def film_maker(comfyui: Path) -> FilmMaker:
 
     Returns uint8 [T, 80, 128, 3] per clip: 21 frames for the first, 24 for the others, as the demo film has them.
     """
-    _start(comfyui)
+    start(comfyui)
     import comfy.sd
     import comfy.utils
     from pack.nodes.common.progress import SILENT
@@ -53,7 +53,7 @@ def film_maker(comfyui: Path) -> FilmMaker:
     return generate
 
 
-def _start(comfyui: Path) -> None:
+def start(comfyui: Path) -> None:
     """ComfyUI importable, on the CPU; the pack as package `pack`, its root never on sys.path."""
     sys.path.insert(0, str(comfyui))
     argv, sys.argv = sys.argv, [sys.argv[0], "--cpu"]

@@ -53,7 +53,7 @@ def save_memory(memory: VideoMemory, path: str | os.PathLike[str], with_kv: bool
 def rest_on_file(memory: VideoMemory, path: str | os.PathLike[str]) -> None:
     """Let the K/V of a memory lie in the file that save_memory has just written of it instead of in RAM."""
     for block, saved in zip(memory.blocks, load_memory(path).blocks, strict=True):
-        if block.kv is not None:
+        if block.kv is not None and not block.kv.is_gone:
             block.kv.rest_on(saved.kv)
 
 
@@ -105,7 +105,7 @@ def _kv_tensors(prefix: str, kv: BlockKV) -> dict[str, torch.Tensor]:
 
 
 def _block_header(block: MemoryBlock, with_kv: bool) -> dict[str, object]:
-    kept = with_kv and block.kv is not None
+    kept = with_kv and block.kv is not None and not block.kv.is_gone
     return {"start": block.start, "shot": block.shot, "layers": len(block.kv.layers) if kept else 0,
             "precision": block.kv.layers[0].k.precision if kept else ""}
 

@@ -32,12 +32,21 @@ class LayerKV:
 
 @dataclass(frozen=True)
 class BlockKV:
-    """Keys and values of one chunk, one LayerKV per transformer layer."""
+    """Keys and values of one chunk, one LayerKV per transformer layer.
+
+    in_file: they lie in a mapped file and take no RAM. Without layers they were let go of for want of room
+    (memory.shelf) and must be made again from the chunk's latents.
+    """
 
     layers: tuple[LayerKV, ...]
+    in_file: bool = False
 
     def to(self, device: torch.device | str) -> BlockKV:
-        """The same cache on another device; tensors that are already there are shared, not copied."""
+        """The same cache on another device, or itself where all of it is there already."""
+        sides = (side for layer in self.layers for side in (layer.k, layer.v))
+        tensors = (tensor for side in sides for tensor in side.tensors().values())
+        if all(tensor.device == torch.device(device) for tensor in tensors):
+            return self
         return BlockKV(tuple(layer.to(device) for layer in self.layers))
 
     def rest_on(self, same: BlockKV) -> None:
@@ -47,6 +56,15 @@ class BlockKV:
         RAM when its tensors lie in the file that was saved, which is mapped.
         """
         object.__setattr__(self, "layers", same.layers)
+        object.__setattr__(self, "in_file", True)
+
+    def let_go(self) -> None:
+        """Drop the tensors for every value that shares this cache."""
+        object.__setattr__(self, "layers", ())
+
+    @property
+    def is_gone(self) -> bool:
+        return not self.layers
 
     @property
     def nbytes(self) -> int:

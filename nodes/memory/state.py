@@ -112,9 +112,9 @@ def begin_scene(memory: VideoMemory, keep_window: bool) -> VideoMemory:
 def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: object) -> VideoMemory:
     """The memory as the next clip may use it: bound to the geometry and the model, the shot counted on a new prompt.
 
-    K/V made by another model (other weights, other LoRA) are dropped and will be rebuilt from the latents; so are, on
-    a new prompt where the spec says "recache", those of all chunks in view but the sink (LongLive 1, which protects its
-    sink too). Raises ValueError when the memory belongs to a film of another size.
+    Dropped, to be rebuilt from the latents: K/V that had to leave RAM (memory.shelf), those made by another model
+    (other weights, other LoRA) and, on a new prompt where the spec says "recache", those of all chunks in view but the
+    sink (LongLive 1, which protects its sink too). Raises ValueError when the memory belongs to a film of another size.
     """
     if memory.geometry is not None and memory.geometry != geometry:
         raise ValueError(message(
@@ -122,7 +122,7 @@ def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: 
             f"{geometry.width}x{geometry.height} latent pixels of {geometry.channels} channels",
             f"{memory.geometry.width}x{memory.geometry.height} of {memory.geometry.channels}",
             "Keep one size for the whole film, or start from a new Persistent Memory."))
-    blocks, archive = memory.blocks, memory.archive
+    blocks, archive = tuple(map(_without_gone, memory.blocks)), tuple(map(_without_gone, memory.archive))
     prompt_hash = hash_prompt(prompt)
     is_new = prompt_hash != memory.prompt_hash
     if memory.model_key and memory.model_key != model_key:
@@ -159,7 +159,7 @@ def memory_bytes(memory: VideoMemory) -> tuple[int, int]:
 def caches(memory: VideoMemory) -> tuple[object, ...]:
     """Every BlockKV that the value holds: of chunks in view and in the archive, positive and negative."""
     found = (getattr(block, name) for block in (*memory.blocks, *memory.archive) for name in CACHES)
-    return tuple(kv for kv in found if kv is not None)
+    return tuple(kv for kv in found if kv is not None and not kv.is_gone)
 
 
 def hash_prompt(prompt: object) -> str:
@@ -194,6 +194,11 @@ def _keep(memory: VideoMemory, blocks: tuple[MemoryBlock, ...], starts: set[int]
 def _at_rest(block: MemoryBlock) -> MemoryBlock:
     """An archived chunk's caches take no VRAM."""
     return replace(block, **{name: getattr(block, name).to("cpu") for name in CACHES if getattr(block, name)})
+
+
+def _without_gone(block: MemoryBlock) -> MemoryBlock:
+    """The block with None for a cache that the shelf had no room for: it will be rebuilt."""
+    return replace(block, **{name: None for name in CACHES if getattr(block, name) and getattr(block, name).is_gone})
 
 
 def _without_kv(block: MemoryBlock) -> MemoryBlock:
