@@ -100,7 +100,8 @@ class PromptForClip(io.ComfyNode):
         if clip is None:
             raise ValueError(message("Prompt for Clip needs a text encoder", clip, "a CLIP from a text encoder loader",
                                      "Connect Load Text Encoder (NF4); this checkpoint may not contain one."))
-        return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(text)), text)
+        encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        return io.NodeOutput([[tokens, {**extra, "videomemory_text": text}] for tokens, extra in encoded], text)
 
 
 NODES = [PromptSchedule, PromptForClip]

@@ -3,8 +3,10 @@
 Pure algorithm (Self-Forcing, arXiv 2506.08009, section 3; CausVid): the model is two callables, so that the loop can be
 tested without one.
 
-    denoise(x, sigma, memory) -> x0     one forward at this noise level, attending to the memory
-    encode(x0, memory) -> BlockKV       one forward at timestep 0 that hands out the chunk's clean keys and values
+    denoise(x, sigma, memory, clean) -> x0         one forward at this noise level, attending to the memory; the first
+                                                   `clean` latents of x are given, not noisy
+    encode(x0, memory, precisions) -> caches       one forward at timestep 0 over whole chunks, which hands out the
+                                                   clean (K/V, negative K/V or None) of each, stored in these formats
 
 x, x0: [1, C, n, h, w] in the model's normalised space.
 """
@@ -18,12 +20,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..common.progress import SILENT, Progress
-from ..common.types import Preset, VideoMemory
-from ..memory.state import commit
+from ..common.types import MemoryBlock, Preset, VideoMemory
+from ..memory.state import commit, is_sink
 from .solvers import Draw, make_solver
 
-Denoise = Callable[[torch.Tensor, float, VideoMemory], torch.Tensor]
-Encode = Callable[[torch.Tensor, VideoMemory], object]
+Caches = tuple[object, object | None]
+Denoise = Callable[[torch.Tensor, float, VideoMemory, int], torch.Tensor]
+Encode = Callable[[torch.Tensor, VideoMemory, tuple[str, ...]], tuple[Caches, ...]]
 Noise = Callable[[int], Draw]
 Preview = Callable[[int, torch.Tensor, torch.Tensor], None]  # (forward, x, x0)
 
@@ -34,69 +37,131 @@ def _nothing(_i: int, _x: torch.Tensor, _x0: torch.Tensor) -> None:
 
 @dataclass(frozen=True)
 class ClipModel:
-    """What the loop needs of a model: its two forwards, and where and how tensors must lie."""
+    """What the loop needs of a model: its two forwards, where tensors must lie, whether a negative prompt is used."""
 
     denoise: Denoise
     encode: Encode
     device: torch.device
+    has_negative: bool = False
 
 
-def sample_clip(model: ClipModel, memory: VideoMemory, preset: Preset, latents: int, noise: Noise,
-                progress: Progress = SILENT, preview: Preview | None = None) -> tuple[torch.Tensor, VideoMemory]:
-    """Sample `latents` latent frames after the memory's last one.
+@dataclass(frozen=True)
+class Clip:
+    """What is to be made. latents: whole chunks. noise(chunk index) gives the chunk's own source of noise: its first
+    draw is the start, later draws re-noise. given: [1, C, n, h, w] normalised, the first latents of the film, or None.
+    topic: the prompt as one vector (memory.retrieval), or None."""
 
-    noise(chunk_index) gives the chunk's own source of noise: its first draw is the start, later draws re-noise.
-    latents must be whole chunks. Returns ([1, C, latents, h, w] normalised float32 on the CPU, the new memory).
+    preset: Preset
+    latents: int
+    noise: Noise
+    given: torch.Tensor | None = None
+    topic: torch.Tensor | None = None
+
+
+def count_forwards(clip: Clip, memory: VideoMemory, has_negative: bool) -> int:
+    """Forwards of the model that sample_clip will make."""
+    chunks = clip.latents // clip.preset.chunk
+    seeded = clip.given is not None and clip.given.shape[2] == clip.preset.chunk
+    steps = (chunks - seeded) * (len(clip.preset.sigmas) - 1)
+    return len(_missing(memory, has_negative)) + steps + chunks
+
+
+def sample_clip(model: ClipModel, memory: VideoMemory, clip: Clip, progress: Progress = SILENT,
+                preview: Preview = _nothing) -> tuple[torch.Tensor, VideoMemory]:
+    """Sample the clip after the memory's last latent.
+
+    Returns ([1, C, latents, h, w] normalised float32 on the CPU, the new memory).
     """
-    memory = rebuild(model, memory, progress)
-    chunks = latents // preset.chunk
-    forwards = len(preset.sigmas)  # of one chunk: the solver's steps and the clean pass
-    done = []
+    preset, total, made = clip.preset, count_forwards(clip, memory, model.has_negative), 0
+
+    def tick(_i: int, x: torch.Tensor, x0: torch.Tensor) -> None:
+        nonlocal made
+        made += 1
+        progress.update(made, total)
+        preview(made - 1, x, x0)
+
+    memory = rebuild(model, memory, progress, tick)
+    chunks, done, given = clip.latents // preset.chunk, [], clip.given
     for c in range(chunks):
         progress.say(f"clip {memory.clips_done + 1}, chunk {c + 1} of {chunks}")
-
-        def tick(i: int, x: torch.Tensor, x0: torch.Tensor, before: int = c * forwards) -> None:
-            progress.update(before + i + 1, chunks * forwards)
-            if preview is not None:
-                preview(before + i, x, x0)
-
-        draw = noise(memory.latents_done // preset.chunk)
-        x0 = sample_chunk(model, memory, preset, draw, progress, tick)
+        if given is not None and given.shape[2] == preset.chunk:
+            x0 = given.to(model.device, torch.float32)
+        else:
+            x0 = sample_chunk(model, memory, preset, clip.noise(memory.latents_done // preset.chunk), progress, tick,
+                              given)
+        given = None
         progress.check_cancel()
-        memory = commit(memory, x0[0], model.encode(x0, memory))
-        tick(forwards - 1, x0, x0)
+        (kv, negative_kv), = model.encode(x0, memory, (_precision(memory, memory.latents_done),))
+        memory = commit(memory, x0[0], kv, negative_kv, clip.topic)
+        tick(0, x0, x0)
         done.append(x0.to("cpu", torch.float32))
     return torch.cat(done, 2), memory
 
 
 def sample_chunk(model: ClipModel, memory: VideoMemory, preset: Preset, draw: Draw, progress: Progress = SILENT,
-                 tick: Preview = _nothing) -> torch.Tensor:
-    """Denoise one chunk from pure noise; returns x0 [1, C, n, h, w] float32 on the model's device."""
+                 tick: Preview = _nothing, given: torch.Tensor | None = None) -> torch.Tensor:
+    """Denoise one chunk from pure noise; returns x0 [1, C, n, h, w] float32 on the model's device.
+
+    given: its first latents, put back before every step and after the last one (LongLive 2, image to video).
+    """
     x = draw().to(model.device, torch.float32)
     solver = make_solver(preset.solver, preset.sigmas, draw)
+    clean = 0 if given is None else given.shape[2]
     for i, sigma in enumerate(preset.sigmas[:-1]):
         progress.check_cancel()
-        x0 = model.denoise(x, sigma, memory)
+        x = _with_given(x, given)
+        x0 = model.denoise(x, sigma, memory, clean)
         x = solver.step(i, x, x0)
         tick(i, x, x0)
-    return x
+    return _with_given(x, given)
 
 
-def rebuild(model: ClipModel, memory: VideoMemory, progress: Progress = SILENT) -> VideoMemory:
-    """The memory with every missing K/V cache made again from its latents, oldest chunk first.
+def rebuild(model: ClipModel, memory: VideoMemory, progress: Progress = SILENT,
+            tick: Preview = _nothing) -> VideoMemory:
+    """The memory with every missing K/V cache made again from its latents.
 
-    Close to the original, not equal to it: the oldest chunks no longer see what was forgotten since, and every chunk is
-    read under the current prompt (LongLive 1 does the same at a prompt switch).
+    Chunk by chunk, oldest first; close to the original, not equal to it: the oldest chunks no longer see what was
+    forgotten since, and every chunk is read under the current prompt. Where the spec says "recache", what follows the
+    sink goes through the model in one forward, in which its chunks see each other both ways (LongLive 1 at a prompt
+    switch; its forward also holds the chunk before the window, which is forgotten right after and not kept here).
     """
-    if all(block.kv is not None for block in memory.blocks):
-        return memory
-    blocks: list = []
-    for block in memory.blocks:
+    for group in _missing(memory, model.has_negative):
         progress.check_cancel()
-        so_far = replace(memory, blocks=tuple(blocks), latents_done=block.start)  # as when it was made
-        x0 = block.latents.unsqueeze(0).to(model.device)
-        blocks.append(block if block.kv is not None else replace(block, kv=model.encode(x0, so_far)))
-    return replace(memory, blocks=tuple(blocks))
+        earlier = tuple(block for block in memory.blocks if block.start < group[0].start)
+        so_far = replace(memory, blocks=earlier, archive=(), latents_done=group[0].start, cuts=group[0].cuts)
+        x0 = torch.cat([block.latents for block in group], 1).unsqueeze(0).to(model.device)
+        made = model.encode(x0, so_far, tuple(_precision(memory, block.start) for block in group))
+        caches = {block.start: pair for block, pair in zip(group, made, strict=True)}
+        memory = replace(memory, blocks=_with_caches(memory.blocks, caches),
+                         archive=_with_caches(memory.archive, caches))
+        tick(0, x0, x0)
+    return memory
+
+
+def _missing(memory: VideoMemory, has_negative: bool) -> list[tuple[MemoryBlock, ...]]:
+    """The chunks without K/V, in the groups that go through the model together."""
+    lacking = sorted((block for block in (*memory.blocks, *memory.archive)
+                      if block.kv is None or (has_negative and block.negative_kv is None)), key=lambda one: one.start)
+    if memory.spec.prompt_change != "recache":
+        return [(block,) for block in lacking]
+    in_view = {block.start for block in memory.blocks}
+    together = [block for block in lacking if block.start in in_view and not is_sink(memory, block.start)]
+    alone = [(block,) for block in lacking if block.start not in in_view or is_sink(memory, block.start)]
+    return [*alone, tuple(together)] if together else alone
+
+
+def _with_caches(blocks: tuple[MemoryBlock, ...], caches: dict[int, Caches]) -> tuple[MemoryBlock, ...]:
+    return tuple(replace(block, kv=caches[block.start][0], negative_kv=caches[block.start][1])
+                 if block.start in caches else block for block in blocks)
+
+
+def _with_given(x: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+    return x if given is None else torch.cat((given.to(x), x[:, :, given.shape[2]:]), 2)
+
+
+def _precision(memory: VideoMemory, start: int) -> str:
+    """The sink is read for the whole film: it keeps 8 bits where the rest has 4."""
+    return "int8" if memory.spec.precision == "4bit" and is_sink(memory, start) else memory.spec.precision
 
 
 def seeded_noise(seed: int, shape: tuple[int, ...]) -> Noise:

@@ -14,6 +14,8 @@ from ..common.progress import SILENT, Progress
 from ..common.types import Geometry, MemorySpec, ModelFacts, Preset, VideoMemory
 from .presets import find_preset
 
+SCENE_CUT_PREFIX = "The scene transitions. "  # LongLive 2 was trained with it
+
 
 @dataclass(frozen=True)
 class ClipRequest:
@@ -67,3 +69,11 @@ def choose_strategy(spec: MemorySpec, facts: ModelFacts) -> tuple[str, str]:
                                  "Choose on Persistent Memory the checkpoint that your MODEL comes from."))
     return "rolling", (f"Rolling K/V memory, because {preset.label} was trained to go on from its own keys and values "
                        f"in chunks of {preset.chunk} latents.")
+
+
+def begins_scene(request: ClipRequest) -> bool:
+    """Whether a scene cut lies before this clip: asked for, or written at the beginning of its prompt.
+
+    A conditioning tells its text only where Prompt for Clip made it ("videomemory_text").
+    """
+    return request.is_cut or str(request.positive[0][1].get("videomemory_text", "")).startswith(SCENE_CUT_PREFIX)

@@ -78,7 +78,7 @@ def traced_forward(name: str, blocks: int, precision: str, collect: bool, monkey
     from comfy.ldm.modules.attention import wrap_attn
     from comfy.patcher_extension import WrappersMP
     from pack.nodes.memory.kv_cache import BlockKV, pack_layer
-    from pack.nodes.sampling.bridge import MemoryHook
+    from pack.nodes.sampling.bridge_hook import MemoryHook
 
     @wrap_attn
     def flash(q, k, v, heads, **kwargs):  # a fused attention allocates its output alone; tensors without data have none
@@ -94,7 +94,7 @@ def traced_forward(name: str, blocks: int, precision: str, collect: bool, monkey
     memory = tuple(BlockKV(tuple(pack_layer(k, k, precision) for _ in range(LAYERS))) for _ in range(blocks))
     known = [t for block in memory for layer in block.layers
              for t in (*layer.k.tensors().values(), *layer.v.tensors().values())]
-    hook = MemoryHook(memory, blocks * chunk, precision if collect else None)
+    hook = MemoryHook(memory, (), tuple(range(blocks * chunk)), blocks * chunk, (precision,) if collect else ())
     x = torch.empty(1, channels, chunk, height // stride, width // stride, device="meta", dtype=torch.bfloat16)
     context = torch.empty(1, 512, 4096, device="meta", dtype=torch.bfloat16)
     live = LiveBytes([*model.parameters(), *known])

@@ -55,28 +55,147 @@ def block_causal(wan, chunks, times, context, sink=99, window=99, **options):
 def run_chunks(wan, chunks, times, context, precision="model", user_options=None):
     """Ours: each chunk alone through the hook, its clean K/V collected for the next ones."""
     from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
-    from pack.nodes.memory.kv_cache import BlockKV
-    from pack.nodes.sampling.bridge import MemoryHook
+    from pack.nodes.sampling.bridge_hook import MemoryHook
 
     hook, outputs = MemoryHook(), []
     for chunk, time in zip(chunks, times, strict=True):
-        hook.precision, hook.collected = precision, []
+        hook.collect((precision,))
         options = dict(user_options or {})
         add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "videomemory", hook, options)
         with torch.no_grad():
             outputs.append(wan(chunk, torch.tensor([float(time)]), context, transformer_options=options))
-        hook.remembered = (*hook.remembered, BlockKV(tuple(hook.collected)))
-        hook.latents += CHUNK
+        end = hook.start + CHUNK
+        hook.look_at((*hook.remembered, *hook.caches(0)), (), tuple(range(end)), end)
     return torch.cat(outputs, 2)
+
+
+def forward(wan, hook, chunk, time, context, kinds=(0,)):
+    """One forward of one chunk through the hook, with one row per kind of prompt."""
+    from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
+    options = {"cond_or_uncond": list(kinds)}
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "videomemory", hook, options)
+    rows = chunk.repeat(len(kinds), 1, 1, 1, 1)
+    with torch.no_grad():
+        return wan(rows, torch.full((len(kinds),), float(time)), context, transformer_options=options)
+
+
+def remembering(wan, chunks, context, kinds=(0,), joint=0, **settings):
+    """A hook that has collected these chunks one after the other (the last `joint` ones in one forward)."""
+    from pack.nodes.sampling.bridge_hook import MemoryHook
+
+    hook = MemoryHook(**settings)
+    groups = [[chunk] for chunk in chunks[:len(chunks) - joint]] + ([chunks[-joint:]] if joint else [])
+    for group in groups:
+        hook.collect(("model",) * len(group))
+        forward(wan, hook, torch.cat(group, 2), 0, context, kinds)
+        end = hook.start + CHUNK * len(group)
+        hook.look_at((*hook.remembered, *hook.caches(0)), (*hook.negative, *hook.caches(1)), tuple(range(end)), end)
+        hook.collect()
+    return hook
+
+
+@pytest.mark.parametrize("kinds", [(0, 1), (1, 0)])
+def test_both_prompts_have_a_memory_of_their_own_in_any_order(wan, inputs, kinds):
+    chunks, context = inputs
+    other = torch.randn(context.shape, generator=torch.Generator().manual_seed(9))
+    texts = torch.cat([(context, other)[kind] for kind in kinds])
+    hook = remembering(wan, chunks[:3], texts, kinds)
+    both = forward(wan, hook, chunks[3], 700, texts, kinds)
+    for row, kind in enumerate(kinds):
+        expected = block_causal(wan, chunks, (0, 0, 0, 700), (context, other)[kind])[:, :, -CHUNK:]
+        assert (both[row] - expected[0]).abs().max() < TOLERANCE
+        alone = forward(wan, hook, chunks[3], 700, (context, other)[kind], (kind,))  # in a forward of its own
+        assert (alone - expected).abs().max() < TOLERANCE
+    assert (both[0] - both[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kinds", [(0,), (1, 0)])
+def test_memory_in_ram_gives_the_same_bits(wan, inputs, kinds):
+    chunks, context = inputs
+    texts = context.repeat(len(kinds), 1, 1)
+    hooks = (remembering(wan, chunks[:3], texts, kinds, rests_in_ram=ram) for ram in (False, True))
+    want, got = (forward(wan, hook, chunks[3], 700, texts, kinds) for hook in hooks)
+    assert torch.equal(want, got)
+
+
+def test_prefetch_hands_out_every_layer_in_any_order(wan, inputs):
+    from pack.nodes.sampling.prefetch import LayerPrefetch, layer_bytes
+
+    chunks, context = inputs
+    blocks = remembering(wan, chunks[:2], context).remembered
+    prefetch = LayerPrefetch(blocks, torch.device("cpu"))
+    for layer in (0, 1, 2, 0, 2, 2, 1):
+        for block, arrived in zip(blocks, prefetch.layer(layer), strict=True):
+            assert torch.equal(arrived.k.data, block.layers[layer].k.data)
+            assert torch.equal(arrived.v.data, block.layers[layer].v.data)
+    held = {slot.arrived.untyped_storage().data_ptr(): slot.arrived.nbytes for slot in prefetch.slots}
+    assert sum(held.values()) == 2 * layer_bytes(blocks)  # two layers, however many the model has
+
+
+def test_chunks_recached_together_see_each_other(wan, inputs):
+    """LongLive 1 at a prompt switch: one forward over what follows the sink, which keeps its old K/V."""
+    chunks, context = inputs
+    hook = remembering(wan, chunks[:3], context, joint=2)
+    actual = forward(wan, hook, chunks[3], 700, context)
+    x, groups = torch.cat(chunks, 2), torch.tensor([0, 1, 1, 2]).repeat_interleave(TOKENS)
+    mask = torch.where(groups[:, None] >= groups[None], 0.0, float("-inf"))
+
+    def override(func, q, k, v, heads, **kwargs):
+        if q.shape[1] == k.shape[1]:
+            kwargs["mask"] = mask
+        return func(q, k, v, heads, **kwargs)
+
+    t = torch.tensor([[0.0] * 3 * CHUNK + [700.0] * CHUNK])
+    with torch.no_grad():
+        expected = wan(x, t, context, transformer_options={"optimized_attention_override": override})[:, :, -CHUNK:]
+    assert (actual - expected).abs().max() < TOLERANCE
+    causal = block_causal(wan, chunks, (0, 0, 0, 700), context)[:, :, -CHUNK:]
+    assert (causal - expected).abs().max() > 10 * TOLERANCE
+
+
+def test_a_cut_moves_what_lies_before_it_away(wan, inputs):
+    """LongLive 2: eight latents of rotary distance per cut, in one forward with the same gap."""
+    chunks, context = inputs
+    gap = 8
+    hook = remembering(wan, chunks[:2], context)
+    hook.look_at(hook.remembered, (), hook.positions, hook.start + gap)
+    hook.collect(("model",))
+    forward(wan, hook, chunks[2], 0, context)
+    after = tuple(range(hook.start, hook.start + CHUNK))
+    hook.look_at((*hook.remembered, *hook.caches(0)), (), (*hook.positions, *after), after[-1] + 1)
+    hook.collect()
+    actual = forward(wan, hook, chunks[3], 700, context)
+
+    pe = torch.cat([wan.rope_encode(6, HEIGHT, WIDTH, t_start=start, dtype=torch.float32) for start in (0, 6 + gap)], 1)
+
+    def patch(args, extra):
+        return extra["original_block"]({**args, "pe": pe})
+
+    layers = {("double_block", i): patch for i in range(3)}
+    expected = block_causal(wan, chunks, (0, 0, 0, 700), context, patches_replace={"dit": layers})[:, :, -CHUNK:]
+    assert (actual - expected).abs().max() < TOLERANCE
+    without = block_causal(wan, chunks, (0, 0, 0, 700), context)[:, :, -CHUNK:]
+    assert (without - expected).abs().max() > 10 * TOLERANCE
+
+
+def test_given_latents_are_clean_to_the_model(wan, inputs):
+    from pack.nodes.sampling.bridge_hook import MemoryHook
+
+    chunks, context = inputs
+    actual = forward(wan, MemoryHook(clean=1), chunks[0], 700, context)
+    with torch.no_grad():
+        expected = wan(chunks[0], torch.tensor([[0.0, 700.0, 700.0]]), context)
+    assert (actual - expected).abs().max() < TOLERANCE
 
 
 def hook_forward(wan, chunk, latents, options, time=0.0, context=None, **settings):
     """One forward through the hook behind `latents` remembered latents without blocks."""
     from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
-    from pack.nodes.sampling.bridge import MemoryHook
+    from pack.nodes.sampling.bridge_hook import MemoryHook
 
     context = torch.zeros(1, 20, 64).to(chunk) if context is None else context
-    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "videomemory", MemoryHook(latents=latents, **settings), options)
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "videomemory", MemoryHook(start=latents, **settings), options)
     with torch.no_grad():
         return wan(chunk, torch.tensor([time]), context, transformer_options=options)
 
@@ -104,12 +223,12 @@ def test_positions_above_256_are_told_apart_in_bfloat16(wan):
     """The chunk behind a long memory is turned by whole positions, whatever the model's dtype."""
     from copy import deepcopy
 
-    from pack.nodes.sampling.bridge import _rotations
+    from pack.nodes.sampling.bridge_hook import _rotations
 
     half = deepcopy(wan).to(torch.bfloat16)
     half.patch_embedding.float()  # as core keeps it
     x = torch.zeros(1, 16, CHUNK, HEIGHT, WIDTH)
-    _, exact = _rotations(wan, x, 360, {})
+    _, exact = _rotations(wan, x, (), 360, {})
     seen = []
 
     def patch(args, extra):
@@ -142,8 +261,7 @@ def test_memory_changes_the_result(wan, inputs):
 def test_positions_close_the_gap_between_sink_and_window(wan, inputs):
     """With chunk 1 forgotten, chunk 3 sees [0, 2] exactly as a film that never had chunk 1."""
     from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
-    from pack.nodes.memory.kv_cache import BlockKV
-    from pack.nodes.sampling.bridge import MemoryHook
+    from pack.nodes.sampling.bridge_hook import MemoryHook
 
     chunks, context = inputs
     kept = [chunks[0], chunks[2], chunks[3]]
@@ -152,13 +270,16 @@ def test_positions_close_the_gap_between_sink_and_window(wan, inputs):
     hook = MemoryHook()
     stored = []
     for chunk, past in ((chunks[0], ()), (chunks[2], (0,))):
-        hook.remembered, hook.latents = tuple(stored[i] for i in past), CHUNK * len(past)
-        hook.precision, hook.collected, options = "model", [], {}
+        start, options = CHUNK * len(past), {}
+        hook.look_at(tuple(stored[i] for i in past), (), tuple(range(start)), start)
+        hook.collect(("model",))
         add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "videomemory", hook, options)
         with torch.no_grad():
             wan(chunk, torch.tensor([0.0]), context, transformer_options=options)
-        stored.append(BlockKV(tuple(hook.collected)))
-    hook.remembered, hook.latents, hook.precision, options = tuple(stored), 2 * CHUNK, None, {}
+        stored.extend(hook.caches(0))
+    hook.look_at(tuple(stored), (), tuple(range(2 * CHUNK)), 2 * CHUNK)
+    hook.collect()
+    options = {}
     add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "videomemory", hook, options)
     with torch.no_grad():
         actual = wan(chunks[3], torch.tensor([700.0]), context, transformer_options=options)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pack.nodes.common.types import ModelFacts
-from pack.nodes.sampling.chunk_loop import ClipModel, sample_clip, seeded_noise
+from pack.nodes.common.types import MemoryBlock, ModelFacts
+from pack.nodes.sampling.chunk_loop import Clip, ClipModel, count_forwards, sample_chunk, sample_clip, seeded_noise
+from pack.nodes.sampling.positions import local_positions, runs
 from pack.nodes.sampling.presets import PRESETS, custom_preset, find_preset, memory_spec, shifted
 from pack.nodes.sampling.solvers import make_solver
 from pack.nodes.sampling.strategy import choose_strategy
@@ -139,16 +140,16 @@ def toy_loop(memory, latents, calls=None):
     """A model whose estimate is its noise plus what it remembers: enough to see order, seeds and commits."""
     preset = PRESETS["toyworld"]
 
-    def denoise(x, sigma, memory):
+    def denoise(x, sigma, memory, clean):
         return 0.5 * x + sum(block.latents.mean() for block in memory.blocks)
 
-    def encode(x0, memory):
+    def encode(x0, memory, precisions):
         if calls is not None:
             calls.append([block.start for block in memory.blocks])
-        return object()
+        return tuple((object(), None) for _ in precisions)
 
     model = ClipModel(denoise, encode, torch.device("cpu"))
-    return sample_clip(model, memory, preset, latents, seeded_noise(5, (1, 2, 3, 4, 4)))
+    return sample_clip(model, memory, Clip(preset, latents, seeded_noise(5, (1, 2, 3, 4, 4))))
 
 
 def test_two_short_clips_equal_one_long_one():
@@ -175,6 +176,63 @@ def test_missing_caches_are_rebuilt_in_order():
     assert calls == [[], [0], [0, 3], [0, 3, 6]]  # three rebuilt, then the new chunk
 
 
+def test_every_forward_is_counted_also_those_that_recache():
+    from pack.nodes.common.progress import Progress
+    from pack.nodes.memory.state import empty_memory
+
+    recaching = memory_spec("toyworld", prompt_change="recache")
+    _, memory = toy_loop(empty_memory(recaching), 9)
+    bare = replace(memory, blocks=tuple(replace(block, kv=None) for block in memory.blocks))
+    forwards, shown, groups = [], [], []
+
+    def encode(x0, memory, precisions):
+        groups.append(x0.shape[2])
+        forwards.append(0)
+        return tuple((object(), None) for _ in precisions)
+
+    model = ClipModel(lambda x, s, m, c: forwards.append(s) or x, encode, torch.device("cpu"))
+    clip = Clip(PRESETS["toyworld"], 3, seeded_noise(5, (1, 2, 3, 4, 4)))
+    sample_clip(model, bare, clip, Progress(update=lambda done, total: shown.append((done, total))))
+    assert groups == [3, 6, 3]  # the sink alone, the window together, the new chunk
+    assert len(forwards) == count_forwards(clip, bare, False) == 2 + 8 + 1
+    assert shown == [(i + 1, 11) for i in range(11)]
+
+
+def test_given_latents_stay_as_they_are():
+    given, seen = torch.full((1, 2, 1, 4, 4), 7.0), []
+
+    def denoise(x, sigma, memory, clean):
+        seen.append((clean, x[:, :, :1].mean().item()))
+        return x * 0
+
+    preset = PRESETS["toyworld"]
+    model = ClipModel(denoise, None, torch.device("cpu"))
+    x0 = sample_chunk(model, None, preset, lambda: torch.randn(1, 2, 3, 4, 4), given=given)
+    assert seen == [(1, 7.0)] * 8 and torch.equal(x0[:, :, :1], given) and not x0[:, :, 1:].any()
+
+
+def test_a_frame_wise_checkpoint_is_seeded_with_the_image_alone():
+    from pack.nodes.memory.state import empty_memory
+
+    preset, steps = PRESETS["causal_forcing_framewise"], []
+    model = ClipModel(lambda x, s, m, c: steps.append(m.latents_done) or x, lambda x, m, p: ((object(), None),),
+                      torch.device("cpu"))
+    clip = Clip(preset, 2, seeded_noise(5, (1, 2, 1, 4, 4)), given=torch.full((1, 2, 1, 4, 4), 7.0))
+    memory = empty_memory(memory_spec("causal_forcing_framewise"))
+    samples, after = sample_clip(model, memory, clip)
+    assert (samples[:, :, 0] == 7).all() and steps == [1] * 4 and after.latents_done == 2
+    assert count_forwards(clip, memory, False) == 1 + 4 + 1
+
+
+def test_cuts_open_a_gap_in_position():
+    block = MemoryBlock(0, torch.zeros(2, 2, 1, 1))
+    blocks = (block, replace(block, start=2, cuts=1), replace(block, start=4, cuts=2))
+    assert local_positions(blocks, 2, 8) == ((0, 1, 10, 11, 20, 21), 22)
+    assert local_positions(blocks, 3, 0) == (tuple(range(6)), 6)
+    assert local_positions((), 3, 8) == ((), 0)
+    assert runs((0, 1, 10, 11, 12)) == [(0, 2), (10, 3)]
+
+
 def test_cancel_stops_within_a_step():
     from pack.nodes.common.progress import Progress
     from pack.nodes.memory.state import empty_memory
@@ -188,8 +246,8 @@ def test_cancel_stops_within_a_step():
         if len(seen) == 3:
             raise Cancelled
 
-    model = ClipModel(lambda x, s, m: seen.append(s) or x, lambda x, m: object(), torch.device("cpu"))
+    model = ClipModel(lambda x, s, m, c: seen.append(s) or x, lambda x, m, p: (), torch.device("cpu"))
     with pytest.raises(Cancelled):
-        sample_clip(model, empty_memory(memory_spec("toyworld")), PRESETS["toyworld"], 6,
-                    seeded_noise(0, (1, 1, 3, 2, 2)), Progress(check_cancel=check))
+        sample_clip(model, empty_memory(memory_spec("toyworld")),
+                    Clip(PRESETS["toyworld"], 6, seeded_noise(0, (1, 1, 3, 2, 2))), Progress(check_cancel=check))
     assert len(seen) == 3
