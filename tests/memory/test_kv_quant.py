@@ -90,3 +90,21 @@ def test_unknown_precision_is_refused():
 def test_4bit_refuses_odd_head_sizes():
     with pytest.raises(ValueError, match="multiple of 64, but got 80.*int8"):
         pack(torch.zeros(1, 1, 1, 80), "4bit")
+
+
+@pytest.mark.parametrize("centre", [True, False])
+def test_4bit_is_closer_than_symmetric_groups_of_32(centre):
+    """The toy world's model card found no loss of identity with those; ours has to be at least as close."""
+    plain = torch.randn(1, 40, 2, 128, generator=torch.Generator().manual_seed(1))
+    x = keys_with_outlier_channels() if centre else plain
+    residual = x - x.mean(1, keepdim=True) if centre else x
+    groups = residual.unflatten(-1, (-1, 32))
+    step = groups.abs().amax(-1, keepdim=True) / 7
+    card = ((groups / step).round() * step).flatten(-2) - residual
+    assert (unpack(pack(x, "4bit", centre), torch.float32) - x).norm() < card.norm()
+
+
+@pytest.mark.parametrize(("layers", "heads", "tokens"), [(30, 12, 3 * 1560), (30, 24, 8 * 880), (40, 40, 3 * 1560)])
+def test_4bit_takes_at_most_057_bytes_per_value(layers, heads, tokens):
+    """Chunks of Wan 1.3B and 14B at 832x480 (3 latents) and of TI2V-5B at 1280x704 (8 latents)."""
+    assert kv_bytes(layers, heads, 128, tokens, "4bit", 2) <= 0.57 * 2 * layers * heads * 128 * tokens
