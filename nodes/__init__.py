@@ -6,6 +6,7 @@ from .budget import nodes as budget
 from .compare import nodes as compare
 from .interpolation import nodes as interpolation
 from .loading import nodes as loading
+from .loading import nodes_save as loading_save
 from .memory import nodes as memory
 from .prompts import nodes as prompts
 from .render import nodes as render
@@ -14,6 +15,7 @@ from .video import nodes as video
 
 NODE_CLASSES: list = [
     *loading.NODES,
+    *loading_save.NODES,
     *memory.NODES,
     *sampling.NODES,
     *budget.NODES,

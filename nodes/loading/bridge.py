@@ -16,24 +16,28 @@ import torch
 
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
-from . import formats
+from . import formats, nf4
 from .bridge_linear import CODECS, QuantLinear, QuantOperations
 from .bridge_patcher import QuantPatcher
+from .bridge_save import SOURCE
 from .files import is_safetensors
-from .streaming import map_weights, read_weights
+from .streaming import map_weights, read_weights, read_weights_cached
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ("nf4", "original")
+CODEC_OF = {"nf4": nf4}
+WEIGHTS = (*CODEC_OF, "original")
 UMT5_XXL = {"num_layers": 24, "d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240, "vocab_size": 256384}
 
 
 def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = formats.MIN_BYTES,
-                         progress: Progress = SILENT) -> tuple[comfy.model_patcher.ModelPatcher, str]:
+                         progress: Progress = SILENT, cache: bool = False
+                         ) -> tuple[comfy.model_patcher.ModelPatcher, str]:
     """A MODEL and the report of how it was loaded.
 
     weights: "nf4" quantises on load (or reads a file that is NF4 already), "original" leaves the weights to ComfyUI.
-    min_bytes: smaller weights stay in high precision. Raises ValueError for files that are not what was asked for.
+    min_bytes: smaller weights stay in high precision. cache: keep the quantised form beside the file.
+    Raises ValueError for files that are not what was asked for.
     """
     _check_weights(weights)
     if weights == "original" and not _is_packed(path):
@@ -46,13 +50,14 @@ def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = forma
         device=load_device, model_params=parameters, weight_dtype=checkpoint.dtype)}
     load = comfy.sd.load_diffusion_model_state_dict
     extra = {"disable_dynamic": True} if "disable_dynamic" in inspect.signature(load).parameters else {}
-    state = read_weights(checkpoint, plan, load_device, progress)
+    state, line = _read(checkpoint, plan, load_device, progress, weights, cache)
     loaded = load(state, model_options=options, metadata=checkpoint.metadata, **extra)
     _refuse_unplaced(loaded, checkpoint)
     _refuse_incomplete([f"{name}.weight" for name, module in loaded.model.diffusion_model.named_modules()
                         if isinstance(module, QuantLinear) and module.weight is None], checkpoint)
     model = QuantPatcher(loaded.model, loaded.load_device, loaded.offload_device)
-    return model, formats.describe_load(checkpoint, plan, model.model_size())
+    model.set_attachments(SOURCE, {"name": checkpoint.path.name, "metadata": checkpoint.metadata})
+    return model, formats.describe_load(checkpoint, plan, model.model_size()) + line
 
 
 def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = formats.MIN_BYTES,
@@ -73,6 +78,16 @@ def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = formats.
                        custom_operations=QuantOperations)
     _exchange_patcher(clip)
     return clip, formats.describe_load(checkpoint, plan, clip.patcher.model_size())
+
+
+def _read(checkpoint: formats.Checkpoint, plan: formats.LayerPlan, device: torch.device, progress: Progress,
+          weights: str, cache: bool) -> tuple[dict[str, torch.Tensor], str]:
+    """The state dict, and the report's last line about the cache where one was asked for."""
+    codec = CODEC_OF.get(weights, nf4)  # "original" with a packed file: nothing is quantised
+    if not cache:
+        return read_weights(checkpoint, plan, device, progress, codec), ""
+    state, line = read_weights_cached(checkpoint, plan, device, progress, codec, weights)
+    return state, f"\n{line}"
 
 
 def _check_weights(weights: str) -> None:

@@ -178,7 +178,7 @@ def describe_load(checkpoint: Checkpoint, plan: LayerPlan, loaded_bytes: int) ->
     """The node's report: what became NF4, what stayed and why, and the sizes before and after."""
     nf4_names = plan.quantize + plan.stored
     before = sum(checkpoint.tensors[name].bytes for name in plan.quantize)
-    after = sum(nf4.nf4_bytes(*checkpoint.tensors[name].shape) for name in plan.quantize)
+    after = sum(nf4.packed_bytes(*checkpoint.tensors[name].shape) for name in plan.quantize)
     lines = [f"{checkpoint.path.name}: {checkpoint.family.title}, {_megabytes(checkpoint.bytes)} in the file, "
              f"{_megabytes(loaded_bytes)} loaded"]
     if checkpoint.note:

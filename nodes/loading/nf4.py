@@ -74,7 +74,7 @@ class NF4Weight:
         return self.with_tensors({name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
-def nf4_bytes(rows: int, columns: int) -> int:
+def packed_bytes(rows: int, columns: int) -> int:
     """Bytes of everything that an NF4Weight of this shape holds."""
     blocks = -(-rows * columns // BLOCK_SIZE)
     return rows * columns // 2 + blocks + 4 * -(-blocks // NESTED_BLOCK_SIZE) + 4 * 256 + 4

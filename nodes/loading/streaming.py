@@ -6,22 +6,35 @@ until the end.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from ..common.progress import SILENT, Progress
 from . import nf4
+from .cache import HEADER_BYTES, SafetensorsWriter, cache_key, cache_path, read_cache, refuse_without_room
 from .files import open_tensors
 from .formats import Checkpoint, LayerPlan
 
+TENSORS_PER_WEIGHT = 6  # that a codec stores at most
 
-def read_weights(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device,
-                 progress: Progress = SILENT) -> dict[str, torch.Tensor]:
-    """A state dict on the CPU in bitsandbytes' key layout, weights of plan.quantize in NF4.
+
+def read_weights(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, progress: Progress = SILENT,
+                 codec: Any = nf4, writer: SafetensorsWriter | None = None) -> dict[str, torch.Tensor]:
+    """A state dict on the CPU in the codec's key layout, weights of plan.quantize packed by it.
 
     device: where the quantising is done. Tensors that stay keep the dtype of the file. Peak RAM is the result plus the
-    largest tensor, for torch files plus 256 MB. Cancel leaves nothing behind.
+    largest tensor, for torch files plus 256 MB; where nothing is to be quantised the result is the mapped file. writer:
+    is given every tensor. Cancel leaves nothing behind.
     """
-    state: dict[str, torch.Tensor] = {}
+    if not plan.quantize:
+        state = map_weights(checkpoint)
+        progress.update(checkpoint.bytes, checkpoint.bytes)
+        return {**state, **{name: state[name].reshape(checkpoint.tensors[name].shape[0], -1) for name in plan.stored}}
+    state = {}
     quantize, stored = set(plan.quantize), set(plan.stored)
     done, percent, total = 0, -1, checkpoint.bytes
     with open_tensors(checkpoint.path) as file:
@@ -29,11 +42,13 @@ def read_weights(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device,
             progress.check_cancel()
             tensor = file.get(header.key)
             if name in quantize:
-                state.update(nf4.to_state_dict(nf4.quantize(tensor.to(device)).to("cpu"), name))
-            elif name in stored:
-                state[name] = tensor.reshape(header.shape[0], -1).clone()
+                new = codec.to_state_dict(codec.quantize(tensor.to(device)).to("cpu"), name)
             else:
-                state[name] = tensor.clone()
+                new = {name: (tensor.reshape(header.shape[0], -1) if name in stored else tensor).clone()}
+            state.update(new)
+            for key, value in new.items() if writer else ():
+                writer.add(key, value)
+            del tensor
             file.release()
             done += header.bytes
             progress.update(done, total)
@@ -43,7 +58,67 @@ def read_weights(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device,
     return state
 
 
+def read_weights_cached(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, progress: Progress,
+                        codec: Any, weights: str) -> tuple[dict[str, torch.Tensor], str]:
+    """As read_weights, from the cache beside the file where it fits, else writing it; and the report's line about it.
+
+    Raises ValueError before anything is read where the disk has no room. A folder that cannot be written to is told,
+    and the model loads without.
+    """
+    if not plan.quantize:
+        return read_weights(checkpoint, plan, device, progress), "cache: not needed, nothing to quantise"
+    path, key = cache_path(checkpoint.path, weights), cache_key(checkpoint.path, weights, plan.quantize)
+    state = read_cache(path, key)
+    if state is not None:
+        return state, f"cache: read from {path.name}"
+    was_there = path.exists()
+    tensors = checkpoint.tensors
+    needed = HEADER_BYTES + sum(header.bytes for name, header in tensors.items() if name not in set(plan.quantize))
+    needed += sum(codec.packed_bytes(*tensors[name].shape) + 2048 for name in plan.quantize)
+    refuse_without_room(path, needed, "The cache")
+    with _writer(path, len(tensors) * TENSORS_PER_WEIGHT, key) as (writer, trouble):
+        state = read_weights(checkpoint, plan, device, progress, codec, writer)
+    if trouble:
+        return state, f"cache: not written ({trouble[0]})"
+    return state, f"cache: {'an old one replaced' if was_there else 'written'}, {path.name}"
+
+
 def map_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """A state dict as the file has it, mapped: its RAM belongs to the file until somebody writes to a tensor."""
     with open_tensors(checkpoint.path) as file:
         return {name: file.get(header.key) for name, header in checkpoint.tensors.items()}
+
+
+@contextlib.contextmanager
+def _writer(path: Path, tensors: int, metadata: dict[str, str]) -> Iterator[tuple[_Forgiving | None, list[OSError]]]:
+    """A writer whose troubles with the disk are collected instead of raised; no writer if it cannot even begin."""
+    trouble: list[OSError] = []
+    writer = SafetensorsWriter(path, tensors, metadata)
+    try:
+        writer.__enter__()
+    except OSError as error:
+        yield None, [error]
+        return
+    try:
+        yield _Forgiving(writer, trouble), trouble
+    except BaseException as error:
+        writer.__exit__(type(error), error, None)
+        raise
+    try:
+        writer.__exit__(OSError if trouble else None, None, None)
+    except OSError as error:  # e.g. Windows: the old cache is mapped by a loaded model
+        trouble.append(error)
+
+
+class _Forgiving:
+    """A SafetensorsWriter that stops at the first trouble with the disk, which must not cost the model."""
+
+    def __init__(self, writer: SafetensorsWriter, trouble: list[OSError]) -> None:
+        self.writer, self.trouble = writer, trouble
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        if not self.trouble:
+            try:
+                self.writer.add(name, tensor)
+            except OSError as error:
+                self.trouble.append(error)

@@ -209,7 +209,7 @@ def test_real_wan_layout_is_detected_and_sized_right(bridge: ModuleType, tmp_pat
     assert len(plan.quantize) == 20 and f"NF4: {len(plan.quantize)} weights" in report
     inner = model.model.diffusion_model
     kept = sum(torch.Size(checkpoint.tensors[name].shape).numel() for name in plan.keep) * inner.dtype.itemsize
-    packed = sum(nf4.nf4_bytes(*checkpoint.tensors[name].shape) for name in plan.quantize)
+    packed = sum(nf4.packed_bytes(*checkpoint.tensors[name].shape) for name in plan.quantize)
     assert comfy.model_management.module_size(inner) == kept + packed
     with torch.no_grad():
         out = inner(torch.zeros(1, 16, 1, 4, 4), torch.tensor([500.0]), torch.zeros(1, 8, 4096))

@@ -116,7 +116,7 @@ def test_state_dict_round_trip_keeps_every_bit() -> None:
 def test_size_formula_counts_every_byte() -> None:
     for shape in SHAPES:
         held = sum(tensor.nbytes for tensor in nf4.quantize(matrix(shape)).tensors().values())
-        assert nf4.nf4_bytes(*shape) == held
+        assert nf4.packed_bytes(*shape) == held
 
 
 @pytest.mark.parametrize("weight", [torch.zeros(4), torch.zeros(4, 3), torch.zeros(4, 4, dtype=torch.float64)])
