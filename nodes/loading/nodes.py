@@ -13,6 +13,10 @@ from .bridge import WEIGHTS, load_diffusion_model, load_text_encoder
 WEIGHTS_TOOLTIP = ("nf4 = large matrices in 4 bits (about a quarter of the VRAM; LoRAs still work), quantised while "
                    "the file is read, or taken as they are from a bitsandbytes file. original = as ComfyUI loads it.")
 
+CACHE_TOOLTIP = ("keep = what was quantised is kept beside the model as <file>.<weights>.videomemory and "
+                 "read from there the next time; made anew when the model file changes. off = nothing is written.")
+CACHES = ("off", "keep")
+
 
 class LoadDiffusionModel(io.ComfyNode):
     @classmethod
@@ -29,6 +33,7 @@ class LoadDiffusionModel(io.ComfyNode):
                       options=folder_paths.get_filename_list("diffusion_models"),
                       tooltip="A safetensors or .pt file in models/diffusion_models. nf4 needs fp32, fp16 or bf16."),
                 field(io.Combo, "weights", options=list(WEIGHTS), default="nf4", tooltip=WEIGHTS_TOOLTIP),
+                field(io.Combo, "cache", options=list(CACHES), default="off", optional=True, tooltip=CACHE_TOOLTIP),
             ],
             outputs=[
                 io.Model.Output(id="model", display_name="MODEL", tooltip="Works with every node that takes a MODEL."),
@@ -42,14 +47,15 @@ class LoadDiffusionModel(io.ComfyNode):
         return _check("Load Diffusion Model (NF4)", "diffusion_models", model_name)
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str | None, weights: str | None) -> tuple:
+    def fingerprint_inputs(cls, model_name: str | None, weights: str | None, cache: str | None = None) -> tuple:
         return _fingerprint("diffusion_models", model_name)
 
     @classmethod
-    def execute(cls, model_name: str, weights: str) -> io.NodeOutput:
+    def execute(cls, model_name: str, weights: str, cache: str = "off") -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
         progress = node_progress(1, cls.hidden.unique_id)
-        return io.NodeOutput(*load_diffusion_model(path, weights, progress=progress))
+        return io.NodeOutput(*load_diffusion_model(
+            path, weights, progress=progress, cache=cache == CACHES[1]))
 
 
 class LoadTextEncoder(io.ComfyNode):

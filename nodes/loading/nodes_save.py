@@ -61,7 +61,7 @@ class LoadLora(io.ComfyNode):
                       tooltip="1 = as trained, 0 = without it."),
             ],
             outputs=[
-                io.Model.Output(id="model", display_name="MODEL", tooltip="The MODEL with the LoRA."),
+                io.Model.Output(id="patched_model", display_name="MODEL", tooltip="The MODEL with the LoRA."),
                 io.String.Output(id="report", display_name="report",
                                  tooltip="Keys in the file, how many matched, and the first ones that did not."),
             ],
