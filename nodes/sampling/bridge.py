@@ -9,8 +9,10 @@ from typing import Any
 
 import comfy.samplers
 import comfy.utils
+import folder_paths
 import latent_preview
 import torch
+from comfy.model_management import total_ram
 from comfy.patcher_extension import WrappersMP
 
 from ..common.compat import model_facts, patcher_key
@@ -19,7 +21,8 @@ from ..common.progress import SILENT, Progress
 from ..common.types import Geometry, MemoryBlock, ModelFacts, Preset, VideoMemory
 from ..memory.kv_cache import kv_bytes
 from ..memory.retrieval import topic_of
-from ..memory.state import begin_clip, begin_scene, end_clip, view
+from ..memory.shelf import RAM_SHARE, Shelf
+from ..memory.state import begin_clip, begin_scene, caches, end_clip, view
 from .bridge_hook import NEGATIVE, POSITIVE, MemoryHook
 from .chunk_loop import Caches, Clip, ClipModel, Noise, count_forwards, sample_clip, seeded_noise
 from .positions import local_positions
@@ -27,6 +30,7 @@ from .prefetch import SLOTS
 from .strategy import ClipRequest, ClipResult, begins_scene
 
 KEY = "videomemory"
+SHELF = Shelf()  # of this process; counts the K/V at rest of every memory that is still held somewhere
 
 
 class MemorySampler(comfy.samplers.Sampler):
@@ -114,7 +118,9 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     guider.set_conds(positive, negative if has_negative else [])
     guider.set_cfg(cfg)
     samples = _run(guider, sampler, torch.zeros((1, geometry.channels, latents, *shape[3:])), seed)
-    return samples.to("cpu", torch.float32), end_clip(sampler.memory, memory)
+    after = end_clip(sampler.memory, memory)
+    SHELF.put(caches(after), int(RAM_SHARE * total_ram * 2**20), folder_paths.get_temp_directory())
+    return samples.to("cpu", torch.float32), after
 
 
 def _run(guider: Any, sampler: MemorySampler, empty: torch.Tensor, seed: int) -> torch.Tensor:

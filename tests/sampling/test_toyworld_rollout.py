@@ -91,3 +91,16 @@ def test_cache_sizes_are_known_before(model, prompts, reference, precision):
     formats = [block.kv.layers[0].k.precision for block in memory.blocks]
     assert formats == (["int8", "4bit", "4bit"] if precision == "4bit" else [precision] * 3)
     assert memory_bytes(memory)[1] == sum(kv_bytes(6, 2, 128, 120, name, 4) for name in formats)
+
+
+def test_kv_above_the_share_of_ram_rest_in_a_file_and_the_film_goes_on_the_same(model, prompts, reference, monkeypatch):
+    from pack.nodes.sampling import bridge
+
+    sigmas = json.loads(reference[1]["sigmas_renoise4"])
+    in_ram, kept = roll_out(model, prompts[:2], reference, "renoise", sigmas, noise_key="renoise")
+    assert bridge.SHELF.ram_bytes >= sum(block.kv.nbytes for block in kept.blocks)
+    monkeypatch.setattr(bridge, "RAM_SHARE", 0.0)
+    in_files, memory = roll_out(model, prompts[:2], reference, "renoise", sigmas, noise_key="renoise")
+    assert torch.equal(in_ram, in_files)
+    assert all(block.kv.in_file and not block.kv.is_gone for block in memory.blocks)
+    assert bridge.SHELF.ram_bytes == 0
