@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, model_facts, schema
+from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, schema, wan_facts
 from ..common.types import TEMPORAL_STRIDE, VideoMemory
 from .bridge import look_around, vae_facts
 from .planner import PROFILES, budget_of, check_profile, make_plan
@@ -71,7 +71,7 @@ class BudgetGate(io.ComfyNode):
         machine = look_around(model, vae)
         budget = budget_of(machine, budget_gb)
         pinned = STORED if memory.blocks else frozenset()
-        plan = make_plan(model_facts(model), vae_facts(vae), width, height, clip_seconds, memory.spec, profile, budget,
+        plan = make_plan(wan_facts(model), vae_facts(vae), width, height, clip_seconds, memory.spec, profile, budget,
                          pinned)
         notes = ["The memory holds clips already: its window and precision were left as they are."] if pinned else []
         return io.NodeOutput(plan, replace(memory, spec=plan.spec), plan.width, plan.height,

@@ -74,13 +74,11 @@ def node_progress(total: int, node_id: str | None = None) -> Progress:
 
 
 def model_facts(model: Any) -> ModelFacts:
-    """Read the facts of a MODEL from its modules; raises ValueError for anything that is not a Wan-family DiT."""
+    """Read the facts of a MODEL from its modules; raises ValueError for anything that is not a Wan-family DiT, a
+    HunyuanVideo, an LTX-Video or a Stable Video Diffusion."""
     inner = model.model.diffusion_model
     if not (hasattr(inner, "blocks") and hasattr(inner, "patch_embedding") and hasattr(inner, "rope_embedder")):
-        raise ValueError(message(
-            "The VideoMemory nodes need a Wan-family diffusion model", type(inner).__name__,
-            "Wan 2.1 / 2.2 checkpoints and their causal fine-tunes",
-            "Load one with Load Diffusion Model (NF4) or any Wan loader."))
+        return _other_facts(model)
     return ModelFacts(
         family="wan",
         layers=len(inner.blocks),
@@ -92,7 +90,47 @@ def model_facts(model: Any) -> ModelFacts:
         spatial_stride=16 if inner.out_dim == 48 else 8,
         weight_bytes=int(model.model_size()),
         dtype_bytes=compute_dtype(model).itemsize,
+        kind=_wan_kind(inner),
     )
+
+
+def wan_facts(model: Any) -> ModelFacts:
+    """model_facts of a Wan-family MODEL; raises ValueError for every other one."""
+    facts = model_facts(model)
+    if facts.family != "wan":
+        raise _not_wan(type(model.model).__name__)
+    return facts
+
+
+def _wan_kind(inner: Any) -> str:
+    if hasattr(inner, "vace_blocks"):
+        return "vace"
+    if inner.out_dim == 48:
+        return "ti2v"
+    return "i2v" if inner.in_dim > inner.out_dim else "t2v"
+
+
+# ComfyUI's model class -> (family, kind, pixels per latent pixel)
+_OTHERS = {"HunyuanVideo": ("hunyuan", "t2v", 8), "HunyuanVideoI2V": ("hunyuan", "i2v", 8),
+           "HunyuanVideo15": ("hunyuan15", "i2v", 16), "SVD_img2vid": ("svd", "i2v", 8), "LTXV": ("ltx", "i2v", 32)}
+
+
+def _other_facts(model: Any) -> ModelFacts:
+    """The facts of a video model that is not Wan: what the sampler needs; its layers are not counted."""
+    name = type(model.model).__name__
+    if name not in _OTHERS:
+        raise _not_wan(type(model.model.diffusion_model).__name__)
+    family, kind, stride = _OTHERS[name]
+    patch = tuple(getattr(model.model.diffusion_model, "patch_size", None) or (1, 1, 1))
+    return ModelFacts(family, 0, 0, 0, 0, patch, int(model.model.latent_format.latent_channels), stride,
+                      int(model.model_size()), compute_dtype(model).itemsize, kind)
+
+
+def _not_wan(name: str) -> ValueError:
+    return ValueError(message(
+        "The VideoMemory nodes need a Wan-family diffusion model", name,
+        "Wan 2.1 / 2.2 checkpoints and their causal fine-tunes",
+        "Load one with Load Diffusion Model (NF4) or any Wan loader."))
 
 
 def compute_dtype(model: Any) -> Any:

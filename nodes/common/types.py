@@ -197,8 +197,10 @@ class PromptTimeline(NamedTuple):
 class ModelFacts:
     """What the cost model and the sampler must know of a MODEL, read from its real modules.
 
-    family: "wan" or the diffusion model's class name. patch: (t, h, w) patch size. spatial_stride: pixels per latent
-    pixel. weight_bytes: what ComfyUI will place on the device. dtype_bytes: bytes per value of the compute dtype.
+    family: "wan", "hunyuan", "hunyuan15", "svd" or "ltx" (of the last four only sizes are read: 0 where unknown).
+    kind: what a clip can begin with, "t2v", "i2v", "ti2v" or "vace". patch: (t, h, w) patch size. spatial_stride:
+    pixels per latent pixel. weight_bytes: what ComfyUI will place on the device.
+    dtype_bytes: bytes per value of the compute dtype.
     """
 
     family: str
@@ -211,6 +213,7 @@ class ModelFacts:
     spatial_stride: int
     weight_bytes: int
     dtype_bytes: int
+    kind: str = "t2v"
 
     @property
     def dim(self) -> int:

@@ -6,17 +6,19 @@ from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, model_facts,
 from ..common.errors import message
 from ..common.types import TEMPORAL_STRIDE, Geometry, MemorySpec, ModelFacts, RenderPlan, VideoMemory
 from .bridge import sample_rolling
+from .bridge_latent import sample_latent
 from .strategy import ClipRequest, choose_strategy
 
-SAMPLERS = {"rolling": sample_rolling}  # strategy -> (ClipRequest) -> ClipResult
+SAMPLERS = {"rolling": sample_rolling, "latent": sample_latent}  # strategy -> (ClipRequest) -> ClipResult
 
 
 _OPTIONAL = (
     field(io.Conditioning, "negative", optional=True,
           tooltip="What must not be seen. Of use only with cfg other than 1."),
-    field(io.Float, "cfg", default=1.0, min=0.0, max=30.0, step=0.1, round=0.01, optional=True,
-          tooltip="How strongly the prompt is followed. 1 = as causal checkpoints were distilled; any other value "
-                  "samples the negative prompt too and doubles time and memory."),
+    field(io.Float, "cfg", default=0.0, min=0.0, max=30.0, step=0.1, round=0.01, optional=True,
+          tooltip="How strongly the prompt is followed. 0 = as the checkpoint's recipe says. 1 = as causal "
+                  "checkpoints were distilled; any other value samples the negative prompt too and "
+                  "doubles time and memory."),
     field(io.Image, "start_image", optional=True,
           tooltip="The first frame of the film. Only in the film's first clip; needs the VAE."),
     field(io.Vae, "vae", optional=True, tooltip="Needed for a start image, and for checkpoints with latent memory."),
@@ -25,6 +27,13 @@ _OPTIONAL = (
     field(io.Boolean, "scene_cut", default=False, optional=True,
           tooltip="A new scene begins with this clip: what the film began with stays in view, the frames just before "
                   "the cut do not."),
+    field(io.ClipVision, "clip_vision", optional=True,
+          tooltip="Latent memory: shows the model the film's first frame in every clip (Wan 2.1 I2V, HunyuanVideo 1.5; "
+                  "Stable Video Diffusion needs it)."),
+    field(io.Sampler, "sampler", optional=True,
+          tooltip="Latent memory: another sampler than the recipe's, for instance for a speed LoRA."),
+    field(io.Sigmas, "sigmas", optional=True,
+          tooltip="Latent memory: other noise levels than the recipe's, for instance four for a speed LoRA."),
 )
 
 
@@ -65,8 +74,8 @@ class ClipSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, memory: VideoMemory, positive: list, seed: int, width: int = 0, height: int = 0,
                 clip_seconds: float = 0.0, plan: RenderPlan | None = None, negative: list | None = None,
-                cfg: float = 1.0, start_image=None, vae=None, model_low_noise=None,
-                scene_cut: bool = False) -> io.NodeOutput:
+                cfg: float = 0.0, start_image=None, vae=None, model_low_noise=None,
+                scene_cut: bool = False, clip_vision=None, sampler=None, sigmas=None) -> io.NodeOutput:
         if memory is None:
             raise ValueError(message("Clip Sampler needs a memory", "a clip that was saved or loaded without one",
                                      "Persistent Memory, or the memory after another clip",
@@ -76,8 +85,9 @@ class ClipSampler(io.ComfyNode):
         size = (width, height) if plan is None else (plan.width, plan.height)
         latents = _clip_latents(memory.spec, clip_seconds) if plan is None else _planned_latents(memory.spec, plan)
         result = SAMPLERS[strategy](ClipRequest(
-            model, memory, positive, _geometry(facts, *size), latents, seed, negative, cfg, start_image, vae,
-            model_low_noise, scene_cut, node_progress(0, node_id(cls))))
+            model, memory, positive, _geometry(facts, *size), latents, seed, negative,
+            cfg if strategy == "latent" else cfg or 1.0, start_image, vae, model_low_noise, scene_cut,
+            node_progress(0, node_id(cls)), clip_vision, sampler, sigmas))
         return io.NodeOutput(result.samples, result.memory, f"{reason} {result.report}")
 
 

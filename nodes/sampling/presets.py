@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from ..common.errors import message
 from ..common.types import TEMPORAL_STRIDE, MemorySpec, Preset
+from .latent_presets import COLOUR_HOLD, LATENT_PRESETS, LATENT_RECIPES
 from .solvers import SOLVERS
 
 CUSTOM = "custom"
@@ -38,6 +39,7 @@ PRESETS: dict[str, Preset] = {
                              "published configuration, weights not run here"),
     "causal_forcing_framewise": Preset("Causal-Forcing, frame-wise (Wan 2.1 1.3B)", 16, 1, 0, 20, _FOUR_STEPS,
                                        "renoise", "published configuration, weights not run here"),
+    **LATENT_PRESETS,
 }
 
 
@@ -59,13 +61,17 @@ def find_preset(asked: MemorySpec | str) -> Preset:
 
 def memory_spec(name: str, window_s: float = 0.0, sink_s: float = -1.0, precision: str = "model",
                 placement: str = "vram", prompt_change: str = "keep", pinned_s: float = -1.0,
-                retrieved_s: float = 0.0, custom: Preset | None = None) -> MemorySpec:
+                retrieved_s: float = 0.0, custom: Preset | None = None, overlap_latents: int = 0,
+                reanchor_clips: int = 0, colour_hold: float = -1.0) -> MemorySpec:
     """A spec for the named preset, or for `custom` under the name "custom".
 
     Seconds are rounded up to whole chunks; 0 (window) and -1 (sink, pinned) mean as trained; pins are of
     use with prompt_change "pin" alone. As trained, pins and retrieved chunks take their places from the window.
+    overlap_latents 0 and colour_hold -1: as the recipe says; both, and reanchor_clips, serve latent memory alone.
     """
     preset = find_preset(name if custom is None else MemorySpec(CUSTOM, 0, 1, 0, 0, custom=custom))
+
+    latent = LATENT_RECIPES.get(name) if custom is None else None
 
     def latents(seconds: float) -> int:
         chunks = -(-seconds * preset.fps / TEMPORAL_STRIDE // preset.chunk)
@@ -87,6 +93,9 @@ def memory_spec(name: str, window_s: float = 0.0, sink_s: float = -1.0, precisio
         pinned_latents=pinned,
         retrieved_latents=retrieved,
         custom=custom,
+        overlap_latents=overlap_latents or (latent.overlap if latent else 1),
+        reanchor_clips=reanchor_clips,
+        colour_hold=colour_hold if colour_hold >= 0 else COLOUR_HOLD if latent else 0.0,
     )
 
 

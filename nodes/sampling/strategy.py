@@ -24,6 +24,8 @@ class ClipRequest:
     model, model_low_noise: MODELs (the second of a high/low pair, or None). positive, negative: CONDITIONINGs, the
     negative one or None. latents: length of the clip in whole chunks of the memory's spec. start_image: [n, H, W, 3]
     float 0..1, or None. vae: VAE, needed for a start image and for latent memory. is_cut: a new scene begins here.
+    cfg: 0 = as the recipe says. clip_vision: CLIP_VISION; sampler, sigmas: SAMPLER and SIGMAS; each of use with latent
+    memory only, or None.
     """
 
     model: Any
@@ -39,6 +41,9 @@ class ClipRequest:
     model_low_noise: Any = None
     is_cut: bool = False
     progress: Progress = SILENT
+    clip_vision: Any = None
+    sampler: Any = None
+    sigmas: Any = None
 
     @property
     def preset(self) -> Preset:
