@@ -133,13 +133,13 @@ def memory_bytes(job: Job, latents: int) -> int:
 
 
 def resident_memory_bytes(job: Job) -> int:
-    """K/V on the device while sampling: in VRAM all of it and the chunk being committed; in RAM one layer of the chunk
-    that is being read and one of the chunk that is being committed."""
+    """K/V on the device while sampling: in VRAM all of it and the chunk being committed; in RAM two layers of all of it
+    (one is read while the next one arrives, sampling.prefetch) and one of the chunk that is being committed."""
     spec, facts = job.spec, job.facts
     collected = _chunk_bytes(job, "int8" if spec.precision == "4bit" and spec.sink_latents else spec.precision)
     if spec.placement == "vram":
         return memory_bytes(job, spec.capacity_latents) + collected
-    return 2 * collected // facts.layers
+    return (2 * memory_bytes(job, spec.capacity_latents) + collected) // facts.layers
 
 
 def forward_bytes(job: Job) -> int:

@@ -25,8 +25,8 @@ _OPTIONAL = (
     field(io.Model, "model_low_noise", optional=True,
           tooltip="The second MODEL of a high/low noise pair (Wan 2.2 14B); model is then the high noise one."),
     field(io.Boolean, "scene_cut", default=False, optional=True,
-          tooltip="A new scene begins with this clip: what the film began with stays in view, the frames just before "
-                  "the cut do not."),
+          tooltip="A new scene begins with this clip. LongLive 2, which was trained with cuts, sees what lies before "
+                  "from further away; for other checkpoints only what the film began with stays in view."),
     field(io.ClipVision, "clip_vision", optional=True,
           tooltip="Latent memory: shows the model the film's first frame in every clip (Wan 2.1 I2V, HunyuanVideo 1.5; "
                   "Stable Video Diffusion needs it)."),

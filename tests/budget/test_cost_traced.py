@@ -164,9 +164,9 @@ def decoder(kind: str, width: int, height: int) -> tuple[torch.nn.Module, int, t
     return model, dim, latents
 
 
-def test_ram_placement_keeps_one_layer_of_two_chunks():
+def test_ram_placement_keeps_two_layers_of_the_memory_and_one_of_the_chunk():
     spec = MemorySpec("longlive_2", 24, 8, 8, 16, "model", "ram")
     job = job_of("ti2v_5b", spec)
     job = replace(job, facts=replace(job.facts, layers=30))
     per_layer_latent = 880 * 3072 * 2 * 2
-    assert resident_memory_bytes(job) == 2 * 8 * per_layer_latent
+    assert resident_memory_bytes(job) == (2 * 24 + 8) * per_layer_latent
