@@ -75,7 +75,7 @@ def test_presets_hold_the_published_noise_levels():
     assert PRESETS["self_forcing"].sigmas == pytest.approx((1, 0.9375, 0.83333, 0.625, 0), abs=1e-5)
     assert PRESETS["toyworld"].sigmas == pytest.approx((1, .9545, .9, .8333, .75, .6429, .5, .3, 0), abs=1e-4)
     assert shifted((1.0, 0.5), 1.0) == (1.0, 0.5, 0.0)
-    for preset in PRESETS.values():
+    for preset in (preset for preset in PRESETS.values() if preset.strategy == "rolling"):
         assert preset.sink % preset.chunk == 0 and preset.window % preset.chunk == 0
         assert preset.sigmas[-1] == 0 and all(a > b for a, b in zip(preset.sigmas, preset.sigmas[1:], strict=False))
 
