@@ -89,7 +89,7 @@ def is_sink(memory: VideoMemory, start: int) -> bool:
 
 def forget(memory: VideoMemory) -> VideoMemory:
     """The same place in the film with nothing remembered: the next chunk becomes a new sink."""
-    return replace(memory, blocks=(), archive=(), origin=memory.latents_done)
+    return replace(memory, blocks=(), archive=(), origin=memory.latents_done, anchor=None, overlap=None)
 
 
 def placed(memory: VideoMemory, placement: str) -> VideoMemory:

@@ -20,7 +20,7 @@ from ..common.progress import Progress
 from ..common.types import TEMPORAL_STRIDE, ClipRecord, RenderPlan, VideoMemory
 from ..memory.files import load_memory, rest_on_file, save_memory
 from ..memory.state import placed
-from .decode import CONTEXT_LATENTS, stream_decode, wan_decoder_traits
+from .decode import CONTEXT_LATENTS, frame_count, stream_decode, wan_decoder_traits
 from .encode import write_ffv1
 from .run_folder import RunFolder, Take, run_path
 from .tiles import stream_decode_tiled
@@ -104,11 +104,11 @@ def decode_frames(
 
     samples [1, C, T, h, w] un-normalised, as in a LATENT; context: the latents before them, of which the last
     CONTEXT_LATENTS are decoded and dropped. tile_px > 0 decodes in tiles of that side. Any VAE but Wan's is decoded by
-    ComfyUI, in one piece and without context.
+    ComfyUI, in one piece and behind all of its context.
     """
     module = vae.first_stage_model
     if wan_decoder_traits(module) is None:
-        yield from _decode_by_core(vae, samples, tile_px)
+        yield from _decode_by_core(vae, samples, context, tile_px)
         return
     stride = vae.spacial_compression_decode()
     tile = tile_px // stride if tile_px else max(samples.shape[3:])
@@ -156,13 +156,21 @@ def _put_video(
     return run.put(take, "video", lambda path: write_ffv1(path, frames(), fps))
 
 
-def _decode_by_core(vae: Any, samples: torch.Tensor, tile_px: int) -> Iterator[torch.Tensor]:
+def _decode_by_core(vae: Any, samples: torch.Tensor, context: torch.Tensor | None,
+                    tile_px: int) -> Iterator[torch.Tensor]:
+    """In one piece; a VAE of pictures (SVD's) has one frame per latent, a causal one 4 behind the first."""
+    is_video, drop = vae.latent_dim == 3, 0
+    if context is not None:
+        drop = frame_count(context.shape[2], 0) if is_video else context.shape[2]
+        samples = torch.cat((context.to(samples), samples), 2)
+    if not is_video:
+        samples = samples[0].movedim(1, 0)
     if tile_px:
         tile = max(8, tile_px // vae.spacial_compression_decode())
         images = vae.decode_tiled(samples, tile_x=tile, tile_y=tile, overlap=tile // 4)
     else:
         images = vae.decode(samples)
-    yield from images.reshape(-1, 1, *images.shape[-3:]).float().cpu()
+    yield from images.reshape(-1, 1, *images.shape[-3:])[drop:].float().cpu()
 
 
 @contextlib.contextmanager

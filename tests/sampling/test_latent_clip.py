@@ -174,3 +174,26 @@ def test_a_cut_a_new_anchor_and_a_stray_image():
     assert "1 frames from the film's first frame; 1 of them trimmed" in report and cut["samples"].shape[2] == 3
     with pytest.raises(ValueError, match="a start image in the middle of a scene, but got a film that goes on"):
         sample("wan21_i2v_14b", after, 0.75, start_image=picture(1))
+
+
+def test_a_vae_that_core_decodes_gives_the_same_new_frames(monkeypatch):
+    from pack.nodes.common.progress import SILENT
+    from pack.nodes.video import bridge
+
+    _, after, _ = sample("wan21_i2v_14b", fresh("wan21_i2v_14b", overlap_latents=2), 0.75, start_image=picture())
+    clip, _, _ = sample("wan21_i2v_14b", after, 0.75)
+    found = []
+    for traits in (bridge.wan_decoder_traits, lambda _module: None):
+        monkeypatch.setattr(bridge, "wan_decoder_traits", traits)
+        with torch.inference_mode():
+            found.append(torch.cat(list(bridge.decode_frames(parts("i2v")[1], clip["samples"], clip["context_samples"],
+                                                             0, SILENT))))
+    assert len(found[0]) == 12 and torch.allclose(*found, atol=1e-4)
+
+
+def test_forget_lets_go_of_the_anchor_too():
+    from pack.nodes.memory.state import forget
+
+    _, after, _ = sample("wan22_ti2v_5b", fresh("wan22_ti2v_5b"), 0.5)
+    clip, _, report = sample("wan22_ti2v_5b", forget(after), 0.5)
+    assert "begun with text alone" in report and clip["context_samples"].shape[2] == 1 and clip["first_latent"] == 3
