@@ -1,13 +1,18 @@
 """A memory as a safetensors file: written atomically, read without pickle, independent of the machine.
 
-Tensors: `block.<i>.latents` [C, n, h, w]; `tail`; and, when K/V are kept,
-`block.<i>.layer.<j>.<k|v>.<data|scale|offset|mean>`. Everything else is one JSON text in the header's metadata.
+Tensors, for every chunk i in view (`block.<i>.`) and in the archive (`archive.<i>.`): `latents` [C, n, h, w], `topic`
+[D] and, when K/V are kept, `layer.<j>.<k|v>.<data|scale|offset|mean>`, for the negative prompt `negative.<j>...`; and
+`tail`, `overlap`, `anchor.<latents|frame|mean|std>`. Everything else is one JSON text in the header's metadata, which
+also names a digest of that text and of the tensors' names, types and shapes (not of their values, which may be
+gigabytes). Version 1 knew neither that digest nor the fields that came with version 2; both are read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,49 +21,63 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..common.errors import message
-from ..common.types import Geometry, MemoryBlock, MemorySpec, VideoMemory
+from ..common.types import Anchor, Geometry, MemoryBlock, MemorySpec, Preset, VideoMemory
+from .files_check import check_tensors
 from .kv_cache import BlockKV, LayerKV
 from .kv_quant import TENSOR_FIELDS, Packed
+from .state import check_spec
 
 FORMAT = "videomemory.memory"
-VERSION = 1
-_FIELDS = ("model_key", "latents_done", "clips_done", "origin", "shot", "prompt_hash")
+VERSION = 2
+_FIELDS = ("model_key", "latents_done", "clips_done", "origin", "shot", "prompt_hash", "cuts")
+_BLOCK_FIELDS = ("start", "shot", "prompt_hash", "is_pinned", "cuts")
+_GROUPS = {"block": "blocks", "archive": "archive"}  # prefix of the tensors -> field of the memory
+_CACHES = {"layer": "kv", "negative": "negative_kv"}  # prefix of the layers -> field of the block
+_ANCHOR_FIELDS = ("latents", "frame", "mean", "std")
 
 
 def save_memory(memory: VideoMemory, path: str | os.PathLike[str], with_kv: bool = True) -> Path:
-    """Write the memory to path (tmp file, then one rename); without K/V it is small and is rebuilt on first use."""
+    """Write the memory to path (tmp file, then one rename); without K/V it is small and they are rebuilt on first use.
+
+    Raises RuntimeError where the disk does not take it; then nothing is left behind, and an older file stays.
+    """
     path = Path(path)
-    tensors = {} if memory.tail is None else {"tail": memory.tail}
-    for i, block in enumerate(memory.blocks):
-        tensors[f"block.{i}.latents"] = block.latents
-        if with_kv and block.kv is not None:
-            tensors.update(_kv_tensors(f"block.{i}.layer.", block.kv))
-    header = {
-        "spec": asdict(memory.spec),
-        "geometry": None if memory.geometry is None else asdict(memory.geometry),
-        "blocks": [_block_header(block, with_kv) for block in memory.blocks],
-        **{name: getattr(memory, name) for name in _FIELDS},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in _tensors(memory, with_kv)}
+    text = json.dumps(_header(memory, with_kv))
+    metadata = {"format": FORMAT, "version": str(VERSION), "memory": text, "digest": _digest(text, tensors)}
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file({name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}, str(partial),
-                  metadata={"format": FORMAT, "version": str(VERSION), "memory": json.dumps(header)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, str(partial), metadata=metadata)
         os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise RuntimeError(message(
+            f"The memory {path.name} could not be written", str(error),
+            f"{file_bytes(memory, with_kv) / 1e6:.1f} MB of free space in a folder that ComfyUI may write to",
+            "Make room, or save it without K/V. Nothing was left behind, and an older file is as it was.")) from error
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
+def file_bytes(memory: VideoMemory, with_kv: bool = True) -> int:
+    """Bytes of all tensors that save_memory would write; the file's header comes on top."""
+    return sum(tensor.nbytes for _, tensor in _tensors(memory, with_kv))
+
+
 def rest_on_file(memory: VideoMemory, path: str | os.PathLike[str]) -> None:
     """Let the K/V of a memory lie in the file that save_memory has just written of it instead of in RAM."""
-    for block, saved in zip(memory.blocks, load_memory(path).blocks, strict=True):
-        if block.kv is not None and not block.kv.is_gone:
-            block.kv.rest_on(saved.kv)
+    saved = load_memory(path)
+    for group in _GROUPS.values():
+        for block, again in zip(getattr(memory, group), getattr(saved, group), strict=True):
+            for cache in _CACHES.values():
+                kv = getattr(block, cache)
+                if kv is not None and not kv.is_gone:
+                    kv.rest_on(getattr(again, cache))
 
 
 def load_memory(path: str | os.PathLike[str]) -> VideoMemory:
-    """Read a memory that save_memory wrote; raises ValueError for any other file and for a newer format.
+    """Read a memory that save_memory wrote, of this format or an older one; all of it, or a ValueError.
 
     Its tensors lie in the mapped file and take RAM only while they are used.
     """
@@ -66,54 +85,130 @@ def load_memory(path: str | os.PathLike[str]) -> VideoMemory:
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            _check_format(metadata, path)
+            version = _known_version(metadata, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no __iter__)
-    except (SafetensorError, FileNotFoundError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(message(f"Load Memory cannot read {path.name}", str(error), "a file written by Save Memory",
                                  "Choose another file, or save the memory again.")) from error
     try:
-        return _read_memory(json.loads(metadata["memory"]), tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(message(f"Load Memory cannot read {path.name}", f"a damaged header ({error!r})",
-                                 "a file written by Save Memory", "Choose another file.")) from error
+        if version > 1 and metadata["digest"] != _digest(metadata["memory"], tensors):
+            raise ValueError("it is not as it was written")
+        memory = _read_memory(json.loads(metadata["memory"]), tensors)
+        check_tensors(memory)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(message(f"Load Memory cannot read {path.name}", f"a damaged header ({error})",
+                                 "a file written by Save Memory, unchanged",
+                                 "Choose another file, or save the memory again.")) from error
+    return memory
 
 
-def _read_memory(header: dict, tensors: dict[str, torch.Tensor]) -> VideoMemory:
-    blocks = tuple(_read_block(i, head, tensors) for i, head in enumerate(header["blocks"]))
-    return VideoMemory(
-        spec=MemorySpec(**header["spec"]),
-        geometry=Geometry(**header["geometry"]) if header["geometry"] else None,
-        blocks=blocks,
-        tail=tensors.get("tail"),
-        **{name: header[name] for name in _FIELDS},
-    )
+def _known_version(metadata: dict[str, str], path: Path) -> int:
+    """The version of the format; ValueError for what is no memory and for what a newer version of the pack wrote."""
+    found = metadata.get("version", "")
+    is_ours = metadata.get("format") == FORMAT and found.isdecimal() and int(found) > 0
+    if is_ours and int(found) <= VERSION:
+        return int(found)
+    got = f"a memory of format version {found}" if is_ours else f"format {metadata.get('format')!r}, version {found!r}"
+    do = ("Update VideoMemory: a newer one wrote this file." if is_ours
+          else "Choose a file that Save Memory wrote.")
+    raise ValueError(message(f"Load Memory cannot use {path.name}", got, f"{FORMAT} version 1 to {VERSION}", do))
 
 
-def _check_format(metadata: dict[str, str], path: Path) -> None:
-    found = (metadata.get("format"), metadata.get("version"))
-    if found != (FORMAT, str(VERSION)):
-        raise ValueError(message(f"Load Memory cannot use {path.name}", f"format {found[0]!r}, version {found[1]!r}",
-                                 f"{FORMAT} version {VERSION}",
-                                 "Choose a file that this version of Save Memory wrote."))
+def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
+    listed = [f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}" for name in sorted(tensors)]
+    return hashlib.sha256("\n".join((text, *listed)).encode()).hexdigest()
 
 
-def _kv_tensors(prefix: str, kv: BlockKV) -> dict[str, torch.Tensor]:
-    return {f"{prefix}{j}.{side}.{name}": tensor
-            for j, layer in enumerate(kv.layers)
-            for side in ("k", "v")
-            for name, tensor in getattr(layer, side).tensors().items()}
+def _header(memory: VideoMemory, with_kv: bool) -> dict[str, object]:
+    groups = {group: [_block_header(block, with_kv) for block in getattr(memory, group)] for group in _GROUPS.values()}
+    return {
+        "spec": asdict(memory.spec),
+        "geometry": None if memory.geometry is None else asdict(memory.geometry),
+        **groups,
+        **{name: getattr(memory, name) for name in _FIELDS},
+    }
 
 
 def _block_header(block: MemoryBlock, with_kv: bool) -> dict[str, object]:
-    kept = with_kv and block.kv is not None and not block.kv.is_gone
-    return {"start": block.start, "shot": block.shot, "layers": len(block.kv.layers) if kept else 0,
-            "precision": block.kv.layers[0].k.precision if kept else ""}
+    head = {name: getattr(block, name) for name in _BLOCK_FIELDS}
+    for prefix, kv in _kept(block, with_kv):
+        head[prefix] = {"layers": len(kv.layers), "precision": kv.layers[0].k.precision}
+    return head
 
 
-def _read_block(i: int, head: dict, tensors: dict[str, torch.Tensor]) -> MemoryBlock:
+def _kept(block: MemoryBlock, with_kv: bool) -> Iterator[tuple[str, BlockKV]]:
+    """(prefix, cache) of the caches of a block that go into the file."""
+    for prefix, cache in _CACHES.items():
+        kv = getattr(block, cache)
+        if with_kv and kv is not None and not kv.is_gone:
+            yield prefix, kv
+
+
+def _tensors(memory: VideoMemory, with_kv: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of everything that goes into the file; tensors that share a buffer are cut out of it."""
+    for name, tensor in _small_tensors(memory):
+        if tensor is not None:
+            yield name, tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    for prefix, group in _GROUPS.items():
+        for i, block in enumerate(getattr(memory, group)):
+            for layers, kv in _kept(block, with_kv):
+                for j, layer in enumerate(kv.layers):
+                    for side in ("k", "v"):
+                        for name, tensor in getattr(layer, side).tensors().items():
+                            yield f"{prefix}.{i}.{layers}.{j}.{side}.{name}", tensor
+
+
+def _small_tensors(memory: VideoMemory) -> Iterator[tuple[str, torch.Tensor | None]]:
+    yield "tail", memory.tail
+    yield "overlap", memory.overlap
+    if memory.anchor is not None:
+        for name in _ANCHOR_FIELDS:
+            yield f"anchor.{name}", getattr(memory.anchor, name)
+    for prefix, group in _GROUPS.items():
+        for i, block in enumerate(getattr(memory, group)):
+            yield f"{prefix}.{i}.latents", block.latents
+            yield f"{prefix}.{i}.topic", block.topic
+
+
+def _read_memory(header: dict, tensors: dict[str, torch.Tensor]) -> VideoMemory:
+    """The memory of a header; what an older version did not know keeps its default."""
+    spec = _read_spec(header["spec"])
+    groups = {group: tuple(_read_block(f"{prefix}.{i}.", head, tensors) for i, head in enumerate(header.get(group, ())))
+              for prefix, group in _GROUPS.items()}
+    has_anchor = f"anchor.{_ANCHOR_FIELDS[0]}" in tensors
+    return VideoMemory(
+        spec=spec,
+        geometry=Geometry(**header["geometry"]) if header["geometry"] else None,
+        tail=tensors.get("tail"),
+        overlap=tensors.get("overlap"),
+        anchor=Anchor(**{name: tensors[f"anchor.{name}"] for name in _ANCHOR_FIELDS}) if has_anchor else None,
+        **groups,
+        **{name: header[name] for name in _FIELDS if name in header},
+    )
+
+
+def _read_spec(header: dict) -> MemorySpec:
+    recipe = header.get("custom")
+    custom = Preset(**{**recipe, "sigmas": tuple(recipe["sigmas"])}) if recipe else None
+    spec = MemorySpec(**{**header, "custom": custom})
+    check_spec(spec)
+    return spec
+
+
+def _read_block(prefix: str, head: dict, tensors: dict[str, torch.Tensor]) -> MemoryBlock:
+    if head.get("layers"):  # version 1
+        head = {**head, "layer": {"layers": head["layers"], "precision": head["precision"]}}
+    caches = {cache: _read_kv(f"{prefix}{layers}.", head[layers], tensors)
+              for layers, cache in _CACHES.items() if layers in head}
+    known = {name: head[name] for name in _BLOCK_FIELDS if name in head}
+    return MemoryBlock(latents=tensors[f"{prefix}latents"], topic=tensors.get(f"{prefix}topic"), **known, **caches)
+
+
+def _read_kv(prefix: str, head: dict, tensors: dict[str, torch.Tensor]) -> BlockKV:
     def packed(j: int, side: str) -> Packed:
-        prefix = f"block.{i}.layer.{j}.{side}."
-        return Packed(head["precision"], **{n: tensors[prefix + n] for n in TENSOR_FIELDS if prefix + n in tensors})
+        found = {name: tensors.get(f"{prefix}{j}.{side}.{name}") for name in TENSOR_FIELDS}
+        if found["data"] is None:
+            raise KeyError(f"{prefix}{j}.{side}.data is missing")
+        return Packed(head["precision"], **found)
 
-    layers = tuple(LayerKV(packed(j, "k"), packed(j, "v")) for j in range(head["layers"]))
-    return MemoryBlock(head["start"], tensors[f"block.{i}.latents"], head["shot"], BlockKV(layers) if layers else None)
+    return BlockKV(tuple(LayerKV(packed(j, "k"), packed(j, "v")) for j in range(head["layers"])), in_file=True)
