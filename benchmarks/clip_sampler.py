@@ -27,7 +27,8 @@ def film_maker(comfyui: Path) -> FilmMaker:
     import comfy.utils
     from pack.nodes.common.progress import SILENT
     from pack.nodes.common.types import Geometry
-    from pack.nodes.loading.bridge import load_diffusion_model, load_text_encoder
+    from pack.nodes.loading.bridge import load_diffusion_model
+    from pack.nodes.loading.bridge_text import load_text_encoder
     from pack.nodes.memory.state import empty_memory, forget
     from pack.nodes.sampling.bridge import clip_latent, sample_with_memory
     from pack.nodes.sampling.presets import PRESETS, memory_spec

@@ -117,7 +117,8 @@ def film_judge(comfyui: Path, scratch: Path) -> Callable[[Row, int], list[list[b
     start(comfyui)
     import comfy.sd
     import comfy.utils
-    from pack.nodes.loading.bridge import load_diffusion_model, load_text_encoder
+    from pack.nodes.loading.bridge import load_diffusion_model
+    from pack.nodes.loading.bridge_text import load_text_encoder
 
     def file(name: str) -> str:
         return str(TOYWORLD / f"toyworld_{name}_fp16.safetensors")

@@ -1,4 +1,4 @@
-"""The two loaders: a file becomes a MODEL or a CLIP whose large weights are packed, and a report of how."""
+"""Load Diffusion Model: a file becomes a MODEL whose large weights are packed, and a report of how."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
-import comfy.text_encoders.wan
-import comfy.utils
 import torch
 
 from ..common.errors import message
@@ -27,7 +25,6 @@ log = logging.getLogger(__name__)
 
 CODEC_OF = {"nf4": nf4}
 WEIGHTS = (*CODEC_OF, "original")
-UMT5_XXL = {"num_layers": 24, "d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240, "vocab_size": 256384}
 
 
 def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = formats.MIN_BYTES,
@@ -39,8 +36,8 @@ def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = forma
     min_bytes: smaller weights stay in high precision. cache: keep the quantised form beside the file.
     Raises ValueError for files that are not what was asked for.
     """
-    _check_weights(weights)
-    if weights == "original" and not _is_packed(path):
+    check_weights(weights)
+    if weights == "original" and not is_packed(path):
         return _load_original_model(path)
     checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
     plan = formats.plan_layers(checkpoint, min_bytes)
@@ -53,31 +50,11 @@ def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = forma
     state, line = _read(checkpoint, plan, load_device, progress, weights, cache)
     loaded = load(state, model_options=options, metadata=checkpoint.metadata, **extra)
     _refuse_unplaced(loaded, checkpoint)
-    _refuse_incomplete([f"{name}.weight" for name, module in loaded.model.diffusion_model.named_modules()
+    refuse_incomplete([f"{name}.weight" for name, module in loaded.model.diffusion_model.named_modules()
                         if isinstance(module, QuantLinear) and module.weight is None], checkpoint)
     model = QuantPatcher(loaded.model, loaded.load_device, loaded.offload_device)
     model.set_attachments(SOURCE, {"name": checkpoint.path.name, "metadata": checkpoint.metadata})
     return model, formats.describe_load(checkpoint, plan, model.model_size()) + line
-
-
-def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = formats.MIN_BYTES,
-                      progress: Progress = SILENT, embeddings: list[str] | None = None) -> tuple[comfy.sd.CLIP, str]:
-    """A CLIP for Wan models and the report of how it was loaded; arguments as load_diffusion_model.
-
-    Reduced UMT5 encoders are built with the sizes of their tensors, which ComfyUI's own loader cannot do. embeddings:
-    folders of textual inversions.
-    """
-    _check_weights(weights)
-    if weights == "original" and not _is_packed(path):
-        return _load_original_clip(path, embeddings)
-    checkpoint = formats.read_checkpoint(path, formats.TEXT_ENCODERS)
-    config = formats.umt5_config(checkpoint)
-    plan = formats.plan_layers(checkpoint, min_bytes)
-    device = comfy.model_management.text_encoder_device()
-    clip = _build_clip(read_weights(checkpoint, plan, device, progress), config, checkpoint, embeddings,
-                       custom_operations=QuantOperations)
-    _exchange_patcher(clip)
-    return clip, formats.describe_load(checkpoint, plan, clip.patcher.model_size())
 
 
 def _read(checkpoint: formats.Checkpoint, plan: formats.LayerPlan, device: torch.device, progress: Progress,
@@ -90,7 +67,8 @@ def _read(checkpoint: formats.Checkpoint, plan: formats.LayerPlan, device: torch
     return state, f"\n{line}"
 
 
-def _check_weights(weights: str) -> None:
+def check_weights(weights: str) -> None:
+    """Raise ValueError for a kind of weights that is none of WEIGHTS."""
     if weights not in WEIGHTS:
         raise ValueError(message("The loader needs a kind of weights", weights, ", ".join(WEIGHTS),
                                  "Choose one of these."))
@@ -107,52 +85,8 @@ def _load_original_model(path: str) -> tuple[comfy.model_patcher.ModelPatcher, s
     return model, formats.describe_original(checkpoint.path, model.model_size(), checkpoint.note)
 
 
-def _load_original_clip(path: str, embeddings: list[str] | None) -> tuple[comfy.sd.CLIP, str]:
-    """ComfyUI's own loader takes full-size safetensors; torch files and reduced encoders are opened here.
-
-    Another file is refused: ComfyUI's loader would make an SD 1 encoder without weights of it.
-    """
-    checkpoint = formats.read_checkpoint(path, formats.TEXT_ENCODERS)
-    config = formats.umt5_config(checkpoint)
-    if is_safetensors(path) and config.items() >= UMT5_XXL.items():
-        clip = comfy.sd.load_clip([path], embedding_directory=embeddings, clip_type=comfy.sd.CLIPType.WAN)
-        return clip, formats.describe_original(Path(path), clip.patcher.model_size())
-    clip = _build_clip(map_weights(checkpoint), config, checkpoint, embeddings)
-    return clip, formats.describe_original(checkpoint.path, clip.patcher.model_size(), checkpoint.note)
-
-
-def _build_clip(state: dict[str, torch.Tensor], config: dict[str, Any], checkpoint: formats.Checkpoint,
-                embeddings: list[str] | None, **options: Any) -> comfy.sd.CLIP:
-    """ComfyUI's Wan text encoder with another configuration and, optionally, custom_operations."""
-
-    class Target:
-        clip = comfy.text_encoders.wan.te(dtype_t5=checkpoint.dtype)
-        tokenizer = comfy.text_encoders.wan.WanT5Tokenizer
-        params: dict[str, Any] = {}  # noqa: RUF012  (copied by CLIP)
-
-    extra = {"disable_dynamic": True} if "disable_dynamic" in inspect.signature(comfy.sd.CLIP).parameters else {}
-    clip = comfy.sd.CLIP(
-        Target, embedding_directory=embeddings, tokenizer_data={"spiece_model": state.pop("spiece_model")},
-        parameters=comfy.utils.calculate_parameters(state), **extra,
-        model_options={"umt5xxl_model_config": config, **options,
-                       "initial_device": comfy.model_management.text_encoder_offload_device()})
-    missing, unexpected = clip.load_sd(state)
-    _refuse_incomplete(missing, checkpoint)
-    log.debug("VideoMemory: unused tensors in %s: %s", checkpoint.path.name, unexpected)
-    return clip
-
-
-def _exchange_patcher(clip: comfy.sd.CLIP) -> None:
-    """Give `clip` a QuantPatcher; core's own is taken off the list of loaded models, or it would be called a leak."""
-    old, loaded_models = clip.patcher, comfy.model_management.current_loaded_models
-    for loaded in [loaded for loaded in loaded_models if loaded.model is old]:
-        loaded.model_unload()
-        loaded_models.remove(loaded)
-    clip.patcher = QuantPatcher(clip.cond_stage_model, old.load_device, old.offload_device)
-    clip.patcher.hook_mode, clip.patcher.is_clip = old.hook_mode, True
-
-
-def _refuse_incomplete(missing: list[str], checkpoint: formats.Checkpoint) -> None:
+def refuse_incomplete(missing: list[str], checkpoint: formats.Checkpoint) -> None:
+    """Raise ValueError where a model has parameters that the file has no tensors for."""
     if missing:
         raise ValueError(message(
             f"'{checkpoint.path}' must hold a whole {checkpoint.family.title}",
@@ -167,6 +101,7 @@ def _refuse_unplaced(loaded: Any, checkpoint: formats.Checkpoint) -> None:
             "models of the installed ComfyUI", "Update ComfyUI, or choose another file."))
 
 
-def _is_packed(path: str) -> bool:
+def is_packed(path: str) -> bool:
+    """Whether some weight of the file is packed already."""
     headers = formats.read_header(path).tensors
     return any(codec.is_stored(headers, name) for codec in CODECS for name in headers)

@@ -8,7 +8,8 @@ import folder_paths
 
 from ..common.compat import field, io, node_progress, schema
 from ..common.errors import message
-from .bridge import WEIGHTS, load_diffusion_model, load_text_encoder
+from .bridge import WEIGHTS, load_diffusion_model
+from .bridge_text import load_text_encoder
 
 WEIGHTS_TOOLTIP = ("nf4 = large matrices in 4 bits (about a quarter of the VRAM; LoRAs still work), quantised while "
                    "the file is read, or taken as they are from a bitsandbytes file. original = as ComfyUI loads it.")

@@ -58,7 +58,7 @@ def test_prompt_for_clip_refuses_an_index_outside_the_film(prompt_nodes):
 
 def test_prompt_for_clip_encodes_as_core_does(prompt_nodes, toyworld):
     import torch
-    from pack.nodes.loading.bridge import load_text_encoder
+    from pack.nodes.loading.bridge_text import load_text_encoder
 
     clip, _ = load_text_encoder(str(toyworld / "toyworld_te_fp16.safetensors"), "original")
     timeline = prompt_nodes.PromptSchedule.execute(**VALUES).result[0]

@@ -28,7 +28,7 @@ def model(toyworld):
 @pytest.fixture(scope="module")
 def prompts(toyworld, reference):
     """One conditioning per clip, from the checkpoint's own text encoder (through the pack's loader)."""
-    from pack.nodes.loading.bridge import load_text_encoder
+    from pack.nodes.loading.bridge_text import load_text_encoder
 
     clip = load_text_encoder(str(toyworld / "toyworld_te_fp16.safetensors"), "original")[0]
     texts = json.loads(reference[1]["prompts"])
