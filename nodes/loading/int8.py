@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from . import quant_state
+from .dequantize import unpack
 from .quant_state import SOURCE_DTYPES, damaged, dtype_name
 
 STATE_SUFFIX = ".quant_state.videomemory__int8"
@@ -32,6 +33,7 @@ class Int8Weight:
     scale: torch.Tensor
     dtype: torch.dtype = torch.float32
 
+    KIND = "int8"
     TENSORS = ("packed", "scale")
 
     @property
@@ -49,6 +51,10 @@ class Int8Weight:
 
     def to(self, device: torch.device | str) -> Int8Weight:
         return self.with_tensors({name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def beginning(self) -> Int8Weight:
+        """Its first row."""
+        return self.with_tensors({name: tensor[:1] for name, tensor in self.tensors().items()})
 
 
 def packed_bytes(rows: int, columns: int) -> int:
@@ -75,14 +81,8 @@ def quantize(weight: torch.Tensor) -> Int8Weight:
 
 
 def dequantize(weight: Int8Weight, dtype: torch.dtype) -> torch.Tensor:
-    """The weight [rows, columns] in float32, float16 or bfloat16, on the device its bytes lie on.
-
-    Products are taken in float32 and rounded once.
-    """
-    out = torch.empty(weight.shape, dtype=dtype, device=weight.packed.device)
-    for rows in _row_chunks(weight.packed):
-        torch.mul(weight.packed[rows], weight.scale[rows, None], out=out[rows])
-    return out
+    """The weight [rows, columns] in float32, float16 or bfloat16, on the device its bytes lie on."""
+    return unpack(weight, dtype)
 
 
 def is_stored(keys: Any, name: str) -> bool:
@@ -101,9 +101,8 @@ def from_state_dict(tensors: Mapping[str, torch.Tensor], name: str) -> Int8Weigh
     state = quant_state.read_state(tensors[name + STATE_SUFFIX], name)
     if state.get("version") != VERSION:
         raise damaged(name, f"version {state.get('version')!r} of int8", f"version {VERSION}")
-    packed, scale, shape = tensors[name], tensors.get(f"{name}.scale"), state["shape"]
-    if packed.dtype != torch.int8 or list(packed.shape) != shape:
-        raise damaged(name, f"{packed.dtype} of shape {list(packed.shape)}", f"int8 of shape {shape}")
+    packed, scale, shape = tensors.get(name), tensors.get(f"{name}.scale"), state["shape"]
+    _check_packed(packed, shape, name)
     if scale is None or scale.ndim != 1:
         raise damaged(name, "no row of scales", f"{name}.scale, float32 [{shape[0]}]")
     quant_state.check_scales(scale, shape[0], name, "scale")
@@ -111,8 +110,19 @@ def from_state_dict(tensors: Mapping[str, torch.Tensor], name: str) -> Int8Weigh
 
 
 def read_shape(get: Callable[[str], torch.Tensor], name: str) -> tuple[int, int]:
-    """(rows, columns) of a stored weight; `get` returns a tensor of the file by its key."""
-    return tuple(quant_state.read_state(get(name + STATE_SUFFIX), name)["shape"])
+    """(rows, columns) of a stored weight; `get` returns a tensor of the file by its key.
+
+    Raises ValueError where the state is damaged, or the values are not those of such a matrix.
+    """
+    shape = quant_state.read_state(get(name + STATE_SUFFIX), name)["shape"]
+    _check_packed(get(name), shape, name)
+    return tuple(shape)
+
+
+def _check_packed(packed: torch.Tensor | None, shape: list[int], name: str) -> None:
+    if packed is None or packed.dtype != torch.int8 or list(packed.shape) != shape:
+        got = "no values" if packed is None else f"{packed.dtype} of shape {list(packed.shape)}"
+        raise damaged(name, got, f"int8 of shape {shape}")
 
 
 def _row_chunks(values: torch.Tensor) -> Iterator[slice]:

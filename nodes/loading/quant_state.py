@@ -71,9 +71,10 @@ def refuse_unpackable(format_name: str, weight: torch.Tensor, columns: str) -> N
 
 
 def refuse_overflow(format_name: str) -> None:
-    """Raise ValueError for a weight with NaN or infinity."""
+    """Raise ValueError for a weight with NaN or infinity, or close to it."""
     raise ValueError(message(
-        f"{format_name} quantisation needs finite weights", "a weight with NaN or infinity in it", "finite numbers",
+        f"{format_name} quantisation needs finite weights",
+        "a weight with NaN or infinity in it, or numbers too large to average", "finite numbers",
         "The file is damaged or was saved after an overflow: download it again."))
 
 

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from pack.nodes.loading import nf4
+from pack.nodes.loading.levels import LEVELS
 
 SHAPES = [(1, 64), (5, 6), (7, 22), (3, 128), (513, 130), (256, 4096)]
 DTYPES = list(nf4.SOURCE_DTYPES)
@@ -21,7 +22,7 @@ def matrix(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> torch.
 
 def halfway_points() -> torch.Tensor:
     """One block that holds every boundary between two levels, its neighbours in float32, and both ends."""
-    middle = (nf4.LEVELS[:-1] + nf4.LEVELS[1:]) / 2
+    middle = (LEVELS["nf4"][:-1] + LEVELS["nf4"][1:]) / 2
     above, below = torch.nextafter(middle, torch.tensor(2.0)), torch.nextafter(middle, torch.tensor(-2.0))
     return torch.cat((middle, above, below, torch.tensor([1.0, -1.0, 0.0]), torch.zeros(16))).view(1, 64)
 
@@ -58,6 +59,8 @@ def test_bytes_equal_bitsandbytes_when_blocks_are_zero_or_tiny() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dequantised_values_equal_bitsandbytes(dtype: torch.dtype) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
+    from pack.nodes.loading import dequantize_bitsandbytes
+
     for shape in SHAPES:
         weight = nf4.quantize(matrix(shape))
         packed, state = functional.quantize_4bit(matrix(shape), blocksize=64, compress_statistics=True,
@@ -65,7 +68,7 @@ def test_dequantised_values_equal_bitsandbytes(dtype: torch.dtype) -> None:
         state.dtype = dtype
         theirs = functional.dequantize_4bit(packed, state)
         assert torch.equal(nf4.dequantize(weight, dtype), theirs)
-        assert torch.equal(nf4._dequantize_by_kernel(weight, dtype, functional), theirs)
+        assert torch.equal(dequantize_bitsandbytes.unpack(weight, dtype), theirs)
 
 
 def test_reads_single_quantisation_and_other_block_sizes_of_bitsandbytes() -> None:
@@ -92,7 +95,7 @@ def test_every_value_becomes_the_nearest_level() -> None:
     weight = matrix((64, 256))
     blocks = weight.view(-1, 64)
     scaled = blocks / blocks.abs().amax(1, keepdim=True)
-    nearest = (scaled[..., None] - nf4.LEVELS).abs().argmin(-1).view(-1)
+    nearest = (scaled[..., None] - LEVELS["nf4"]).abs().argmin(-1).view(-1)
     codes = torch.stack((nf4.quantize(weight).packed >> 4, nf4.quantize(weight).packed & 15), -1).view(-1)
     assert torch.equal(codes.long(), nearest)
 
@@ -136,7 +139,7 @@ def test_refuses_broken_weights(bad: float) -> None:
 def test_refuses_other_level_tables() -> None:
     stored = nf4.to_state_dict(nf4.quantize(matrix((1, 64))), "w")
     stored["w.quant_map"] = torch.linspace(-1, 1, 16)
-    with pytest.raises(ValueError, match="w must use the NF4 levels, but got another level table"):
+    with pytest.raises(ValueError, match="w must be intact, but got quant_map: another table"):
         nf4.from_state_dict(stored, "w")
 
 
