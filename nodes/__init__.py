@@ -12,6 +12,7 @@ from .prompts import nodes as prompts
 from .render import nodes as render
 from .sampling import nodes as sampling
 from .video import nodes as video
+from .video import nodes_film as video_film
 
 NODE_CLASSES: list = [
     *loading.NODES,
@@ -22,6 +23,7 @@ NODE_CLASSES: list = [
     *prompts.NODES,
     *interpolation.NODES,
     *video.NODES,
+    *video_film.NODES,
     *render.NODES,
     *compare.NODES,
 ]

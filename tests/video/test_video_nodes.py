@@ -32,6 +32,13 @@ def nodes(output):
     return nodes
 
 
+@pytest.fixture
+def nodes_film(output):
+    from pack.nodes.video import nodes_film
+
+    return nodes_film
+
+
 @pytest.fixture(scope="module")
 def film(toyworld) -> torch.Tensor:
     pytest.importorskip("comfy.ops")
@@ -60,7 +67,7 @@ def save(nodes, latent, vae, run_name, memory=None, plan=None, clips=None, finge
     return nodes.SaveClip.execute(vae, run_name, latent, memory, plan, clips, fingerprint)
 
 
-def test_clips_become_a_film(nodes, output, comfy_vae, film):
+def test_clips_become_a_film(nodes, nodes_film, output, comfy_vae, film):
     from pack.nodes.interpolation.nodes import LoadRife
     from pack.nodes.interpolation.weights import BUNDLED
     from pack.nodes.video.encode import read_frames
@@ -73,14 +80,14 @@ def test_clips_become_a_film(nodes, output, comfy_vae, film):
     assert report.startswith("Clip 1: 8 frames, 128x80 at 8 fps")
 
     rife = LoadRife.execute(BUNDLED).args[0]
-    result = nodes.AssembleShort.execute(clips, 24.0, 2, 18, "video/short", rife)
+    result = nodes_film.AssembleShort.execute(clips, 24.0, 2, 18, "video/short", rife)
     video, path, report = result.args
     assert Path(path) == output / "video" / "short_00001_.mp4" and video.get_frame_count() == 48
     assert (video.get_dimensions(), video.get_duration(), video.get_frame_rate()) == ((256, 160), 2.0, 24)
     assert "2 clips, 16 frames at 8 fps -> 48 frames at 24 fps, 256x160, 2.0 s" in report
     assert result.ui.as_dict()["images"][0] == {"filename": "short_00001_.mp4", "subfolder": "video", "type": "output"}
     assert len(list(read_frames(path))) == 48
-    assert nodes.AssembleShort.execute(clips, 0.0, 1, 18, "video/short").args[1].endswith("short_00002_.mp4")
+    assert nodes_film.AssembleShort.execute(clips, 0.0, 1, 18, "video/short").args[1].endswith("short_00002_.mp4")
 
 
 def test_saved_frames_are_those_of_the_film_in_one_go(nodes, output, comfy_vae, film):
@@ -261,9 +268,8 @@ def test_a_folder_without_rights_is_refused_before_sampling(nodes, output, monke
         nodes.SaveClip.check_lazy_status("film", samples=None)
 
 
-def test_a_full_disk_is_said_in_one_sentence(nodes, comfy_vae, film, output, monkeypatch):
+def test_a_full_disk_is_said_in_one_sentence(nodes, nodes_film, comfy_vae, film, output, monkeypatch):
     from pack.nodes.video import bridge
-    from pack.nodes.video import nodes as video_nodes
 
     def full(*_arguments, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -272,16 +278,16 @@ def test_a_full_disk_is_said_in_one_sentence(nodes, comfy_vae, film, output, mon
     monkeypatch.setattr(bridge, "save_file", full)
     with pytest.raises(RuntimeError, match=r"Save Clip has to write into .*No space left.* finished clips are kept"):
         save(nodes, clip_latent(film, 2, 4), comfy_vae, "film", clips=clips)
-    monkeypatch.setattr(video_nodes, "write_mp4", full)
+    monkeypatch.setattr(nodes_film, "write_mp4", full)
     with pytest.raises(RuntimeError, match=r"Assemble Short has to write into .*No space left"):
-        nodes.AssembleShort.execute(clips, 8.0, 1, 18, "video/short")
+        nodes_film.AssembleShort.execute(clips, 8.0, 1, 18, "video/short")
 
 
 @pytest.mark.parametrize("prefix", ["../short", "video/../../short", "/short", "x" * 201])
-def test_film_name_is_checked_before_anything_runs(nodes, output, prefix):
-    assert "inside ComfyUI's output folder" in nodes.AssembleShort.validate_inputs(prefix)
+def test_film_name_is_checked_before_anything_runs(nodes_film, output, prefix):
+    assert "inside ComfyUI's output folder" in nodes_film.AssembleShort.validate_inputs(prefix)
     for good in ("video/short", "a/../short", "", "%date:yyyy%/short", None):
-        assert nodes.AssembleShort.validate_inputs(good) is True
+        assert nodes_film.AssembleShort.validate_inputs(good) is True
 
 
 def test_run_name_is_checked_before_anything_runs(nodes):
@@ -290,8 +296,8 @@ def test_run_name_is_checked_before_anything_runs(nodes):
         assert "A run needs a name" in node.validate_inputs("../film")
 
 
-def test_schemas_are_complete(nodes):
-    for node in nodes.NODES:
+def test_schemas_are_complete(nodes, nodes_film):
+    for node in (*nodes.NODES, *nodes_film.NODES):
         schema = node.GET_SCHEMA()
         assert schema.node_id.startswith("VideoMemory") and schema.category == "VideoMemory/video"
         assert all(socket.tooltip for socket in (*schema.inputs, *schema.outputs))
