@@ -14,56 +14,56 @@ import torch
 
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
-from . import formats, nf4
-from .bridge_linear import CODECS, QuantLinear, QuantOperations
+from . import formats
+from .bridge_linear import QuantLinear, QuantOperations, show_shapes
 from .bridge_patcher import QuantPatcher
 from .bridge_save import SOURCE
+from .codecs import WEIGHTS, stored_form
 from .files import is_safetensors
+from .plan import MIN_BYTES, LayerPlan, plan_layers
+from .report import describe_load, describe_original
 from .streaming import map_weights, read_weights, read_weights_cached
 
 log = logging.getLogger(__name__)
 
-CODEC_OF = {"nf4": nf4}
-WEIGHTS = (*CODEC_OF, "original")
 
-
-def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = formats.MIN_BYTES,
+def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = MIN_BYTES,
                          progress: Progress = SILENT, cache: bool = False
                          ) -> tuple[comfy.model_patcher.ModelPatcher, str]:
     """A MODEL and the report of how it was loaded.
 
-    weights: "nf4" quantises on load (or reads a file that is NF4 already), "original" leaves the weights to ComfyUI.
-    min_bytes: smaller weights stay in high precision. cache: keep the quantised form beside the file.
-    Raises ValueError for files that are not what was asked for.
+    weights: "nf4" and "int8" quantise on load, "original" leaves the weights to ComfyUI; a file whose weights are
+    packed already is read as it is. min_bytes: weights smaller in 16 bits stay in high precision. cache: keep the
+    quantised form beside the file. Raises ValueError for files that are not what was asked for.
     """
     check_weights(weights)
     if weights == "original" and not is_packed(path):
         return _load_original_model(path)
     checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
-    plan = formats.plan_layers(checkpoint, min_bytes)
+    plan = plan_layers(checkpoint, min_bytes, weights)
     load_device = comfy.model_management.get_torch_device()
     parameters = sum(torch.Size(header.shape).numel() for header in checkpoint.tensors.values())
     options = {"custom_operations": QuantOperations, "dtype": comfy.model_management.unet_dtype(
         device=load_device, model_params=parameters, weight_dtype=checkpoint.dtype)}
     load = comfy.sd.load_diffusion_model_state_dict
     extra = {"disable_dynamic": True} if "disable_dynamic" in inspect.signature(load).parameters else {}
-    state, line = _read(checkpoint, plan, load_device, progress, weights, cache)
+    state, line = _read(checkpoint, plan, load_device, progress, cache)
+    state = show_shapes(state, {name: checkpoint.tensors[name].shape for name in [*plan.quantize, *plan.stored]})
     loaded = load(state, model_options=options, metadata=checkpoint.metadata, **extra)
     _refuse_unplaced(loaded, checkpoint)
     refuse_incomplete([f"{name}.weight" for name, module in loaded.model.diffusion_model.named_modules()
                         if isinstance(module, QuantLinear) and module.weight is None], checkpoint)
     model = QuantPatcher(loaded.model, loaded.load_device, loaded.offload_device)
     model.set_attachments(SOURCE, {"name": checkpoint.path.name, "metadata": checkpoint.metadata})
-    return model, formats.describe_load(checkpoint, plan, model.model_size()) + line
+    return model, describe_load(checkpoint, plan, model.model_size()) + line
 
 
-def _read(checkpoint: formats.Checkpoint, plan: formats.LayerPlan, device: torch.device, progress: Progress,
-          weights: str, cache: bool) -> tuple[dict[str, torch.Tensor], str]:
+def _read(checkpoint: formats.Checkpoint, plan: LayerPlan, device: torch.device, progress: Progress,
+          cache: bool) -> tuple[dict[str, torch.Tensor], str]:
     """The state dict, and the report's last line about the cache where one was asked for."""
-    codec = CODEC_OF.get(weights, nf4)  # "original" with a packed file: nothing is quantised
     if not cache:
-        return read_weights(checkpoint, plan, device, progress, codec), ""
-    state, line = read_weights_cached(checkpoint, plan, device, progress, codec, weights)
+        return read_weights(checkpoint, plan, device, progress), ""
+    state, line = read_weights_cached(checkpoint, plan, device, progress)
     return state, f"\n{line}"
 
 
@@ -79,10 +79,10 @@ def _load_original_model(path: str) -> tuple[comfy.model_patcher.ModelPatcher, s
     checkpoint = None if is_safetensors(path) else formats.recognise(path, formats.DIFFUSION_MODELS)
     if checkpoint is None:
         model = comfy.sd.load_diffusion_model(path)
-        return model, formats.describe_original(Path(path), model.model_size())
+        return model, describe_original(Path(path), model.model_size())
     model = comfy.sd.load_diffusion_model_state_dict(map_weights(checkpoint))
     _refuse_unplaced(model, checkpoint)
-    return model, formats.describe_original(checkpoint.path, model.model_size(), checkpoint.note)
+    return model, describe_original(checkpoint.path, model.model_size(), checkpoint.note)
 
 
 def refuse_incomplete(missing: list[str], checkpoint: formats.Checkpoint) -> None:
@@ -104,4 +104,4 @@ def _refuse_unplaced(loaded: Any, checkpoint: formats.Checkpoint) -> None:
 def is_packed(path: str) -> bool:
     """Whether some weight of the file is packed already."""
     headers = formats.read_header(path).tensors
-    return any(codec.is_stored(headers, name) for codec in CODECS for name in headers)
+    return any(stored_form(headers, name) for name in headers)

@@ -5,7 +5,8 @@ Packed weight and scales are parameters of one leaf module, so core counts, move
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.model_management
@@ -13,11 +14,11 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from . import nf4
+from .codecs import CODECS, stored_form
 from .lora import SidePath, add_side_path
 
 SIDE = "side_path_"  # beginning of the names of a LoRA's parameters: they are there only while the model is loaded
-CODECS = (nf4,)  # modules with is_stored(), from_state_dict(), dequantize()
+PACKED = ".packed"  # where the bytes of a packed weight lie in a state dict whose shapes are shown
 
 
 class QuantLinear(torch.nn.Module):
@@ -34,7 +35,7 @@ class QuantLinear(torch.nn.Module):
                  dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
-        self.codec: Any = None  # the module of CODECS that packed the weight
+        self.codec: Any = None  # the codec that packed the weight
         self.form: Any = None  # the packed weight without its tensors
         self.weight_function: list[Callable] = []
         self.bias_function: list[Callable] = []
@@ -48,11 +49,14 @@ class QuantLinear(torch.nn.Module):
         if name not in state_dict:
             missing_keys.append(name)
             return
-        self.codec = next((codec for codec in CODECS if codec.is_stored(state_dict, name)), None)
-        if self.codec is None:
+        form = stored_form(state_dict, name)
+        if form is None:
             self._hold("weight", state_dict[name].to(self.dtype))
         else:
-            packed = self.codec.from_state_dict(state_dict, name)
+            self.codec, tensors = CODECS[form], state_dict
+            if name + PACKED in state_dict:
+                tensors = ChainMap({name: state_dict[name + PACKED]}, state_dict)
+            packed = self.codec.from_state_dict(tensors, name)
             self.form = packed.with_tensors({})
             for field, tensor in packed.tensors().items():
                 self._hold("weight" if field == "packed" else field, tensor)
@@ -117,6 +121,15 @@ class QuantLinear(torch.nn.Module):
 
 def _is_core_patch(function: Callable) -> bool:
     return isinstance(function, comfy.model_patcher.LowVramPatch)
+
+
+def show_shapes(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """`state` as ComfyUI can read a model's sizes from it. shapes: (rows, columns) of each packed weight.
+
+    Each gets a stand-in of that shape (one number seen many times: it takes no memory), and its bytes another key.
+    """
+    stand_ins = {name: torch.zeros((), dtype=torch.bfloat16).expand(shape) for name, shape in shapes.items()}
+    return {**state, **stand_ins, **{name + PACKED: state[name] for name in shapes}}
 
 
 class QuantOperations(comfy.ops.manual_cast):

@@ -19,6 +19,8 @@ from .bridge import check_weights, is_packed, refuse_incomplete
 from .bridge_linear import QuantOperations
 from .bridge_patcher import QuantPatcher
 from .files import is_safetensors
+from .plan import MIN_BYTES, plan_layers
+from .report import describe_load, describe_original
 from .streaming import map_weights, read_weights
 from .text_formats import TEXT_ENCODERS, umt5_config
 
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 UMT5_XXL = {"num_layers": 24, "d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240, "vocab_size": 256384}
 
 
-def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = formats.MIN_BYTES,
+def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = MIN_BYTES,
                       progress: Progress = SILENT, embeddings: list[str] | None = None) -> tuple[comfy.sd.CLIP, str]:
     """A CLIP for Wan models and the report of how it was loaded; arguments as load_diffusion_model.
 
@@ -39,12 +41,12 @@ def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = formats.
         return _load_original_clip(path, embeddings)
     checkpoint = formats.read_checkpoint(path, TEXT_ENCODERS)
     config = umt5_config(checkpoint)
-    plan = formats.plan_layers(checkpoint, min_bytes)
+    plan = plan_layers(checkpoint, min_bytes, weights)
     device = comfy.model_management.text_encoder_device()
     clip = _build_clip(read_weights(checkpoint, plan, device, progress), config, checkpoint, embeddings,
                        custom_operations=QuantOperations)
     _exchange_patcher(clip)
-    return clip, formats.describe_load(checkpoint, plan, clip.patcher.model_size())
+    return clip, describe_load(checkpoint, plan, clip.patcher.model_size())
 
 
 def _load_original_clip(path: str, embeddings: list[str] | None) -> tuple[comfy.sd.CLIP, str]:
@@ -56,9 +58,9 @@ def _load_original_clip(path: str, embeddings: list[str] | None) -> tuple[comfy.
     config = umt5_config(checkpoint)
     if is_safetensors(path) and config.items() >= UMT5_XXL.items():
         clip = comfy.sd.load_clip([path], embedding_directory=embeddings, clip_type=comfy.sd.CLIPType.WAN)
-        return clip, formats.describe_original(Path(path), clip.patcher.model_size())
+        return clip, describe_original(Path(path), clip.patcher.model_size())
     clip = _build_clip(map_weights(checkpoint), config, checkpoint, embeddings)
-    return clip, formats.describe_original(checkpoint.path, clip.patcher.model_size(), checkpoint.note)
+    return clip, describe_original(checkpoint.path, clip.patcher.model_size(), checkpoint.note)
 
 
 def _build_clip(state: dict[str, torch.Tensor], config: dict[str, Any], checkpoint: formats.Checkpoint,

@@ -87,12 +87,12 @@ def cache_path(source: Path, weights: str) -> Path:
     return source.with_name(f"{source.name}.{weights}{CACHE_ENDING}")
 
 
-def cache_key(source: Path, weights: str, quantized: tuple[str, ...]) -> dict[str, str]:
-    """What must be the same for a cache to be used: the source's size and time, and which weights were quantised."""
+def cache_key(source: Path, weights: str, quantized: Mapping[str, str]) -> dict[str, str]:
+    """What must be the same for a cache to be used: the source's size and time, and the form of each packed weight."""
     facts = source.stat()
     return {"videomemory_format": FORMAT, "weights": weights, "source_bytes": str(facts.st_size),
             "source_mtime_ns": str(facts.st_mtime_ns),
-            "quantized": hashlib.sha256("\n".join(sorted(quantized)).encode()).hexdigest()[:32]}
+            "quantized": hashlib.sha256(json.dumps(dict(quantized), sort_keys=True).encode()).hexdigest()[:32]}
 
 
 def read_cache(path: Path, key: Mapping[str, str]) -> dict[str, torch.Tensor] | None:

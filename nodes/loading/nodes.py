@@ -8,11 +8,13 @@ import folder_paths
 
 from ..common.compat import field, io, node_progress, schema
 from ..common.errors import message
-from .bridge import WEIGHTS, load_diffusion_model
+from .bridge import load_diffusion_model
 from .bridge_text import load_text_encoder
+from .codecs import WEIGHTS
 
-WEIGHTS_TOOLTIP = ("nf4 = large matrices in 4 bits (about a quarter of the VRAM; LoRAs still work), quantised while "
-                   "the file is read, or taken as they are from a bitsandbytes file. original = as ComfyUI loads it.")
+WEIGHTS_TOOLTIP = ("nf4 = large matrices in 4 bits (about a quarter of the VRAM), int8 = in 8 bits (half of it, closer "
+                   "to the original); packed while the file is read, LoRAs work. A file that is packed already is "
+                   "taken as it is. original = as ComfyUI loads it.")
 
 CACHE_TOOLTIP = ("keep = what was quantised is kept beside the model as <file>.<weights>.videomemory and "
                  "read from there the next time; made anew when the model file changes. off = nothing is written.")
@@ -39,7 +41,7 @@ class LoadDiffusionModel(io.ComfyNode):
             outputs=[
                 io.Model.Output(id="model", display_name="MODEL", tooltip="Works with every node that takes a MODEL."),
                 io.String.Output(id="report", display_name="report",
-                                 tooltip="How many weights became NF4, what stayed and why, sizes before and after."),
+                                 tooltip="How many weights were packed, what stayed and why, sizes before and after."),
             ],
         )
 
@@ -79,7 +81,7 @@ class LoadTextEncoder(io.ComfyNode):
             outputs=[
                 io.Clip.Output(id="clip", display_name="CLIP", tooltip="Works with every node that takes a CLIP."),
                 io.String.Output(id="report", display_name="report",
-                                 tooltip="How many weights became NF4, what stayed and why, sizes before and after."),
+                                 tooltip="How many weights were packed, what stayed and why, sizes before and after."),
             ],
         )
 

@@ -9,42 +9,41 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..common.progress import SILENT, Progress
-from . import nf4
 from .cache import HEADER_BYTES, SafetensorsWriter, cache_key, cache_path, read_cache, refuse_without_room
+from .codecs import CODECS
 from .files import open_tensors
-from .formats import Checkpoint, LayerPlan
+from .formats import Checkpoint
+from .plan import LayerPlan
 
 TENSORS_PER_WEIGHT = 6  # that a codec stores at most
 
 
 def read_weights(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, progress: Progress = SILENT,
-                 codec: Any = nf4, writer: SafetensorsWriter | None = None) -> dict[str, torch.Tensor]:
-    """A state dict on the CPU in the codec's key layout, weights of plan.quantize packed by it.
+                 writer: SafetensorsWriter | None = None) -> dict[str, torch.Tensor]:
+    """A state dict on the CPU in the codecs' key layout, the weights of plan.quantize packed.
 
     device: where the quantising is done. Tensors that stay keep the dtype of the file. Peak RAM is the result plus the
     largest tensor, for torch files plus 256 MB; where nothing is to be quantised the result is the mapped file. writer:
     is given every tensor. Cancel leaves nothing behind.
     """
     if not plan.quantize:
-        state = map_weights(checkpoint)
         progress.update(checkpoint.bytes, checkpoint.bytes)
-        return {**state, **{name: state[name].reshape(checkpoint.tensors[name].shape[0], -1) for name in plan.stored}}
+        return map_weights(checkpoint)
     state = {}
-    quantize, stored = set(plan.quantize), set(plan.stored)
     done, percent, total = 0, -1, checkpoint.bytes
     with open_tensors(checkpoint.path) as file:
         for name, header in checkpoint.tensors.items():
             progress.check_cancel()
             tensor = file.get(header.key)
-            if name in quantize:
+            if name in plan.quantize:
+                codec = CODECS[plan.quantize[name]]
                 new = codec.to_state_dict(codec.quantize(tensor.to(device)).to("cpu"), name)
             else:
-                new = {name: (tensor.reshape(header.shape[0], -1) if name in stored else tensor).clone()}
+                new = {name: tensor.clone()}
             state.update(new)
             for key, value in new.items() if writer else ():
                 writer.add(key, value)
@@ -59,7 +58,7 @@ def read_weights(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, 
 
 
 def read_weights_cached(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, progress: Progress,
-                        codec: Any, weights: str) -> tuple[dict[str, torch.Tensor], str]:
+                        ) -> tuple[dict[str, torch.Tensor], str]:
     """As read_weights, from the cache beside the file where it fits, else writing it; and the report's line about it.
 
     Raises ValueError before anything is read where the disk has no room. A folder that cannot be written to is told,
@@ -67,17 +66,17 @@ def read_weights_cached(checkpoint: Checkpoint, plan: LayerPlan, device: torch.d
     """
     if not plan.quantize:
         return read_weights(checkpoint, plan, device, progress), "cache: not needed, nothing to quantise"
-    path, key = cache_path(checkpoint.path, weights), cache_key(checkpoint.path, weights, plan.quantize)
+    path, key = cache_path(checkpoint.path, plan.weights), cache_key(checkpoint.path, plan.weights, plan.quantize)
     state = read_cache(path, key)
     if state is not None:
         return state, f"cache: read from {path.name}"
     was_there = path.exists()
     tensors = checkpoint.tensors
-    needed = HEADER_BYTES + sum(header.bytes for name, header in tensors.items() if name not in set(plan.quantize))
-    needed += sum(codec.packed_bytes(*tensors[name].shape) + 2048 for name in plan.quantize)
+    needed = HEADER_BYTES + sum(header.bytes for name, header in tensors.items() if name not in plan.quantize)
+    needed += sum(CODECS[form].packed_bytes(*tensors[name].shape) + 2048 for name, form in plan.quantize.items())
     refuse_without_room(path, needed, "The cache")
     with _writer(path, len(tensors) * TENSORS_PER_WEIGHT, key) as (writer, trouble):
-        state = read_weights(checkpoint, plan, device, progress, codec, writer)
+        state = read_weights(checkpoint, plan, device, progress, writer)
     if trouble:
         return state, f"cache: not written ({trouble[0]})"
     return state, f"cache: {'an old one replaced' if was_there else 'written'}, {path.name}"

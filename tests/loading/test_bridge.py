@@ -39,13 +39,20 @@ def nf4_model(bridge: ModuleType, dit: Path) -> Any:
 
 
 @pytest.fixture
-def unpacked_model(bridge: ModuleType, dit: Path) -> Any:
-    """The toy model through core's own loader, with every weight replaced by what its NF4 form stands for."""
-    import comfy.sd
-    from pack.nodes.loading import formats, nf4
+def unpacked_model(dit: Path) -> Any:
+    return unpacked(dit, "nf4")
 
-    plan = formats.plan_layers(formats.read_checkpoint(dit, formats.DIFFUSION_MODELS), min_bytes=0)
-    state = {name: nf4.dequantize(nf4.quantize(weight), torch.float32) if name in plan.quantize else weight.float()
+
+def unpacked(dit: Path, form: str) -> Any:
+    """The toy model through core's own loader, with every weight replaced by what its packed form stands for."""
+    import comfy.sd
+    from pack.nodes.loading import formats
+    from pack.nodes.loading.codecs import CODECS
+    from pack.nodes.loading.plan import plan_layers
+
+    plan, codec = plan_layers(formats.read_checkpoint(dit, formats.DIFFUSION_MODELS), 0, form), CODECS[form]
+    assert set(plan.quantize.values()) == {form}
+    state = {name: codec.dequantize(codec.quantize(weight), torch.float32) if name in plan.quantize else weight.float()
              for name, weight in load_file(dit).items()}
     return comfy.sd.load_diffusion_model_state_dict(state)
 
@@ -97,12 +104,14 @@ def test_original_weights_give_the_reference_velocity_and_cores_own(bridge: Modu
     assert "toyworld_dit_fp16.safetensors: loaded as it is through ComfyUI, 15.6 MB in the file" in report
 
 
-def test_nf4_model_equals_its_unpacked_weights(bridge: ModuleType, nf4_model: Any, unpacked_model: Any,
-                                               reference: dict) -> None:
-    assert isinstance(nf4_model, bridge.QuantPatcher)
-    ours = velocity(load_with_core(nf4_model), reference)
-    assert relative(ours, velocity(load_with_core(unpacked_model), reference)) < 1e-5
-    assert 0.01 < relative(ours, reference["velocity_chunk0_t1000"]) < 0.2  # it is quantised, and not broken
+@pytest.mark.parametrize(("form", "least", "most"), [("nf4", 0.01, 0.2), ("int8", 1e-4, 0.01)])
+def test_packed_model_equals_its_unpacked_weights(bridge: ModuleType, dit: Path, reference: dict, form: str,
+                                                  least: float, most: float) -> None:
+    model, report = bridge.load_diffusion_model(str(dit), form, min_bytes=0)
+    assert isinstance(model, bridge.QuantPatcher) and f"{form.replace('nf', 'NF')}: 60 weights" in report
+    ours = velocity(load_with_core(model), reference)
+    assert relative(ours, velocity(load_with_core(unpacked(dit, form)), reference)) < 1e-5
+    assert least < relative(ours, reference["velocity_chunk0_t1000"]) < most  # it is quantised, and not broken
 
 
 def test_small_models_stay_exact_by_default(bridge: ModuleType, dit: Path, reference: dict) -> None:
@@ -112,16 +121,18 @@ def test_small_models_stay_exact_by_default(bridge: ModuleType, dit: Path, refer
 
 
 @torch.no_grad()
-def test_lora_counts_once_whatever_the_patcher_does(nf4_model: Any, unpacked_model: Any, reference: dict) -> None:
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+def test_lora_counts_once_whatever_the_patcher_does(bridge: ModuleType, dit: Path, reference: dict, form: str) -> None:
     import comfy.sd
 
+    model, unpacked_model = bridge.load_diffusion_model(str(dit), form, min_bytes=0)[0], unpacked(dit, form)
     lora = lora_for(unpacked_model)
     plain = velocity(load_with_core(unpacked_model), reference)
     expected_model, _ = comfy.sd.load_lora_for_models(unpacked_model, None, lora, 1.0, 0.0)
     expected = velocity(load_with_core(expected_model), reference)
     assert relative(expected, plain) > 0.05
 
-    model, _ = comfy.sd.load_lora_for_models(nf4_model, None, lora, 1.0, 0.0)
+    model, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     size = model.model_size()
     seen = {}
 
@@ -173,10 +184,11 @@ def test_lora_hooks_are_refused_because_bytes_cannot_be_patched(nf4_model: Any) 
 def test_bitsandbytes_files_load_as_they_are(bridge: ModuleType, dit: Path, nf4_model: Any, reference: dict,
                                              tmp_path: Path) -> None:
     from pack.nodes.loading import formats
+    from pack.nodes.loading.plan import plan_layers
     from pack.nodes.loading.streaming import read_weights
 
     checkpoint = formats.read_checkpoint(dit, formats.DIFFUSION_MODELS)
-    plan = formats.plan_layers(checkpoint, min_bytes=0)
+    plan = plan_layers(checkpoint, min_bytes=0)
     state = read_weights(checkpoint, plan, CPU)
     state |= {name: state[name].reshape(-1, 1) for name in plan.quantize}  # bitsandbytes' own shape
     path = tmp_path / "bnb.safetensors"
@@ -188,10 +200,35 @@ def test_bitsandbytes_files_load_as_they_are(bridge: ModuleType, dit: Path, nf4_
         assert torch.equal(velocity(load_with_core(model), reference), expected)
 
 
+@pytest.mark.parametrize("nested", [True, False], ids=["nested", "single"])
+@pytest.mark.parametrize("form", ["nf4", "fp4"])
+def test_files_made_by_bitsandbytes_itself_load(bridge: ModuleType, dit: Path, reference: dict, tmp_path: Path,
+                                                form: str, nested: bool) -> None:
+    import comfy.sd
+
+    functional = pytest.importorskip("bitsandbytes.functional")
+    packed, unpacked = {}, {}
+    for name, tensor in load_file(dit).items():
+        if not name.endswith((".q.weight", "ffn.0.weight")):
+            packed[name], unpacked[name] = tensor, tensor.float()
+            continue
+        data, state = functional.quantize_4bit(tensor, compress_statistics=nested, quant_type=form)
+        packed |= {name: data, **{f"{name}.{key}": part for key, part in state.as_dict(packed=True).items()}}
+        unpacked[name] = functional.dequantize_4bit(data, state).float()
+    save_file(packed, tmp_path / "bnb.safetensors")
+    model, report = bridge.load_diffusion_model(str(tmp_path / "bnb.safetensors"), "int8", min_bytes=0)
+    assert f"{form.upper()} already in the file: 18 weights, taken as they are" in report
+    assert "as stored: 42 x left by whoever packed the file" in report
+    ours = velocity(load_with_core(model), reference)
+    theirs = velocity(load_with_core(comfy.sd.load_diffusion_model_state_dict(unpacked)), reference)
+    assert relative(ours, theirs) < 1e-3  # theirs has the unpacked weights rounded to float16
+
+
 def test_real_wan_layout_is_detected_and_sized_right(bridge: ModuleType, tmp_path: Path) -> None:
     import comfy.model_management
     from pack.nodes.common.compat import model_facts
     from pack.nodes.loading import formats, nf4
+    from pack.nodes.loading.plan import plan_layers
 
     script = Path(__file__).parents[2] / "benchmarks" / "random_wan.py"
     spec = importlib.util.spec_from_file_location("random_wan", script)
@@ -204,7 +241,7 @@ def test_real_wan_layout_is_detected_and_sized_right(bridge: ModuleType, tmp_pat
     facts = model_facts(model)
     assert (facts.layers, facts.heads, facts.head_dim, facts.ffn_dim) == (2, 12, 128, 8960)
     checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
-    plan = formats.plan_layers(checkpoint)
+    plan = plan_layers(checkpoint)
     assert len(plan.quantize) == 20 and f"NF4: {len(plan.quantize)} weights" in report
     inner = model.model.diffusion_model
     kept = sum(torch.Size(checkpoint.tensors[name].shape).numel() for name in plan.keep) * inner.dtype.itemsize

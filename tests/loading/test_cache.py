@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from pack.nodes.common.progress import SILENT, Progress
-from pack.nodes.loading import formats, nf4, streaming
+from pack.nodes.loading import formats, streaming
 from pack.nodes.loading.cache import SafetensorsWriter, cache_path, refuse_without_room
+from pack.nodes.loading.plan import plan_layers
 from pack.nodes.loading.streaming import read_weights, read_weights_cached
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -31,8 +32,8 @@ def checkpoint(toyworld: Path, tmp_path: Path) -> formats.Checkpoint:
 
 
 def read(checkpoint: formats.Checkpoint, progress: Progress = SILENT, min_bytes: int = 0) -> tuple[dict, str]:
-    plan = formats.plan_layers(checkpoint, min_bytes)
-    return read_weights_cached(checkpoint, plan, CPU, progress, nf4, "nf4")
+    plan = plan_layers(checkpoint, min_bytes)
+    return read_weights_cached(checkpoint, plan, CPU, progress)
 
 
 def same(a: dict, b: dict) -> bool:
@@ -64,7 +65,7 @@ def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_written_once_and_read_after(checkpoint: formats.Checkpoint) -> None:
-    expected = read_weights(checkpoint, formats.plan_layers(checkpoint, 0), CPU)
+    expected = read_weights(checkpoint, plan_layers(checkpoint, 0), CPU)
     first, line = read(checkpoint)
     assert same(first, expected) and line == "cache: written, dit.safetensors.nf4.videomemory"
     second, line = read(checkpoint)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from pack.nodes.loading import formats, nf4
+from pack.nodes.loading.plan import plan_layers
+from pack.nodes.loading.report import describe_load
 from safetensors.torch import load_file, save_file
 
 BLOCK = "blocks.0.self_attn.q.weight"
@@ -37,27 +39,27 @@ def test_refuses_unknown_files_with_what_was_looked_for(tmp_path: Path) -> None:
 
 def test_plan_keeps_embeddings_head_and_small_weights(toyworld: Path) -> None:
     checkpoint = formats.read_checkpoint(toyworld / "toyworld_dit_fp16.safetensors", formats.DIFFUSION_MODELS)
-    plan = formats.plan_layers(checkpoint, min_bytes=200_000)
+    plan = plan_layers(checkpoint, min_bytes=200_000)
     assert len(plan.quantize) == 12 and all(".ffn." in name for name in plan.quantize)
     assert plan.keep["text_embedding.0.weight"] == "embedding"
     assert plan.keep["time_projection.1.weight"] == "time modulation"
     assert plan.keep["head.head.weight"] == "output head"
     assert plan.keep["blocks.3.modulation"] == "norm, bias or modulation"
     assert plan.keep[BLOCK] == "smaller than 0.2 MB"
-    assert len(formats.plan_layers(checkpoint, min_bytes=0).quantize) == 60
-    assert not formats.plan_layers(checkpoint).quantize
+    assert len(plan_layers(checkpoint, min_bytes=0).quantize) == 60
+    assert not plan_layers(checkpoint).quantize
 
 
 def test_plan_keeps_matrices_with_an_odd_number_of_columns(tmp_path: Path) -> None:
     path = write_markers(tmp_path, "", **{"blocks.0.ffn.0.weight": torch.zeros(4, 3)})
-    plan = formats.plan_layers(formats.read_checkpoint(path, formats.DIFFUSION_MODELS), min_bytes=0)
+    plan = plan_layers(formats.read_checkpoint(path, formats.DIFFUSION_MODELS), min_bytes=0)
     assert plan.keep["blocks.0.ffn.0.weight"] == "odd number of columns"
 
 
 def test_plan_refuses_eight_bit_files(tmp_path: Path) -> None:
     path = write_markers(tmp_path, "", **{"blocks.0.ffn.0.weight": torch.zeros(4, 4).to(torch.float8_e4m3fn)})
     with pytest.raises(ValueError, match=r"in 16 or 32 bits, but got blocks.0.ffn.0.weight in float8_e4m3fn; allowed"):
-        formats.plan_layers(formats.read_checkpoint(path, formats.DIFFUSION_MODELS))
+        plan_layers(formats.read_checkpoint(path, formats.DIFFUSION_MODELS))
 
 
 def test_files_that_are_nf4_already_are_recognised(tmp_path: Path) -> None:
@@ -65,8 +67,8 @@ def test_files_that_are_nf4_already_are_recognised(tmp_path: Path) -> None:
     stored = nf4.to_state_dict(weight, "blocks.0.ffn.0.weight")
     stored["blocks.0.ffn.0.weight"] = weight.packed.reshape(-1, 1)  # as bitsandbytes writes it
     checkpoint = formats.read_checkpoint(write_markers(tmp_path, "model.", **stored), formats.DIFFUSION_MODELS)
-    plan = formats.plan_layers(checkpoint, min_bytes=0)
-    assert plan.stored == ("blocks.0.ffn.0.weight",)
+    plan = plan_layers(checkpoint, min_bytes=0)
+    assert plan.stored == {"blocks.0.ffn.0.weight": "nf4"}
     assert checkpoint.tensors["blocks.0.ffn.0.weight"].shape == (6, 64)
     assert checkpoint.dtype == torch.float16
     assert not any("absmax" in name for name in plan.keep)
@@ -74,11 +76,11 @@ def test_files_that_are_nf4_already_are_recognised(tmp_path: Path) -> None:
 
 def test_report_counts_layers_bytes_and_reasons(toyworld: Path) -> None:
     checkpoint = formats.read_checkpoint(toyworld / "toyworld_dit_fp16.safetensors", formats.DIFFUSION_MODELS)
-    report = formats.describe_load(checkpoint, formats.plan_layers(checkpoint, min_bytes=0), 10_100_000)
+    report = describe_load(checkpoint, plan_layers(checkpoint, min_bytes=0), 10_100_000)
     assert "Wan diffusion model, 15.6 MB in the file, 10.1 MB loaded" in report
     assert "NF4: 60 weights, 12.2 MB -> 3.2 MB" in report
     assert "as stored: 10 x embedding, 2.5 MB" in report
-    untouched = formats.describe_load(checkpoint, formats.plan_layers(checkpoint), 15_600_000)
+    untouched = describe_load(checkpoint, plan_layers(checkpoint), 15_600_000)
     assert "NF4: no weight" in untouched and "60 x smaller than 1.0 MB" in untouched
 
 

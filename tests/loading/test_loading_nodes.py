@@ -46,7 +46,7 @@ def test_unknown_kinds_of_weights_are_refused(nodes: ModuleType) -> None:
     for node, name in ((nodes.LoadDiffusionModel, {"model_name": "toyworld_dit_fp16.safetensors"}),
                        (nodes.LoadTextEncoder, {"text_encoder_name": "toyworld_te_fp16.safetensors"})):
         assert node.validate_inputs(**name) is True
-        with pytest.raises(ValueError, match=r"but got 'int3'; allowed: nf4, original"):
+        with pytest.raises(ValueError, match=r"but got 'int3'; allowed: nf4, int8, original"):
             run(node, **name, weights="int3")
 
 

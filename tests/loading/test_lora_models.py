@@ -27,9 +27,10 @@ def models(bridge: ModuleType, toyworld: Path) -> tuple[Any, Any]:
     """The toy model in NF4, and the same values in core's own layers."""
     import comfy.sd
     from pack.nodes.loading import formats, nf4
+    from pack.nodes.loading.plan import plan_layers
 
     path = toyworld / "toyworld_dit_fp16.safetensors"
-    plan = formats.plan_layers(formats.read_checkpoint(path, formats.DIFFUSION_MODELS), min_bytes=0)
+    plan = plan_layers(formats.read_checkpoint(path, formats.DIFFUSION_MODELS), min_bytes=0)
     state = {name: nf4.dequantize(nf4.quantize(weight), torch.float32) if name in plan.quantize else weight.float()
              for name, weight in load_file(path).items()}
     return (bridge.load_diffusion_model(str(path), "nf4", min_bytes=0)[0],

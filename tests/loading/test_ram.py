@@ -19,16 +19,17 @@ for name, folder in (("pack", root), ("pack.nodes", root / "nodes")):
 import torch
 from pack.nodes.common.progress import SILENT
 from pack.nodes.loading import files, formats, nf4, streaming
+from pack.nodes.loading.plan import plan_layers
 with files.open_tensors(path) as file:
     headers = dict(file.headers)
 checkpoint = formats.Checkpoint(pathlib.Path(path), formats.WAN, headers, {})
-plan = formats.plan_layers(checkpoint)
+plan = plan_layers(checkpoint)
 nf4.quantize(torch.randn(512, 512))
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
 before = peak()
 cpu = torch.device("cpu")
-state = (streaming.read_weights_cached(checkpoint, plan, cpu, SILENT, nf4, "nf4")[0] if cache
+state = (streaming.read_weights_cached(checkpoint, plan, cpu, SILENT)[0] if cache
          else streaming.read_weights(checkpoint, plan, cpu))
 print(len(plan.quantize), sum(t.nbytes for t in state.values()),
       peak() - before)

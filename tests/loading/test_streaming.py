@@ -8,6 +8,7 @@ import pytest
 import torch
 from pack.nodes.common.progress import Progress
 from pack.nodes.loading import formats, nf4
+from pack.nodes.loading.plan import plan_layers
 from pack.nodes.loading.streaming import read_weights
 from safetensors.torch import load_file
 
@@ -20,7 +21,7 @@ def checkpoint(toyworld: Path) -> formats.Checkpoint:
 
 
 def test_quantises_the_plan_and_copies_the_rest(checkpoint: formats.Checkpoint) -> None:
-    plan = formats.plan_layers(checkpoint, min_bytes=0)
+    plan = plan_layers(checkpoint, min_bytes=0)
     state, source = read_weights(checkpoint, plan, CPU), load_file(checkpoint.path)
     for name in plan.quantize:
         expected = nf4.to_state_dict(nf4.quantize(source[name]), name)
@@ -31,7 +32,7 @@ def test_quantises_the_plan_and_copies_the_rest(checkpoint: formats.Checkpoint) 
 
 def test_progress_ends_at_the_size_of_the_file(checkpoint: formats.Checkpoint) -> None:
     steps: list[tuple[int, int]] = []
-    read_weights(checkpoint, formats.plan_layers(checkpoint, min_bytes=0), CPU,
+    read_weights(checkpoint, plan_layers(checkpoint, min_bytes=0), CPU,
                  Progress(update=lambda done, total: steps.append((done, total))))
     assert steps == sorted(steps) and steps[-1] == (checkpoint.bytes, checkpoint.bytes)
 
@@ -47,6 +48,6 @@ def test_cancel_stops_between_tensors(checkpoint: formats.Checkpoint) -> None:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        read_weights(checkpoint, formats.plan_layers(checkpoint, min_bytes=0), CPU,
+        read_weights(checkpoint, plan_layers(checkpoint, min_bytes=0), CPU,
                      Progress(update=lambda done, _total: seen.append(done), check_cancel=cancel_at_the_third))
     assert len(seen) == 3

@@ -44,9 +44,10 @@ def test_text_encoder_gives_the_model_cards_conditioning(bridge_text: ModuleType
 def test_quantised_text_encoder_equals_its_unpacked_weights(bridge_text: ModuleType, toyworld: Path,
                                                             tmp_path: Path) -> None:
     from pack.nodes.loading import formats, nf4, text_formats
+    from pack.nodes.loading.plan import plan_layers
 
     path = toyworld / "toyworld_te_fp16.safetensors"
-    plan = formats.plan_layers(formats.read_checkpoint(path, text_formats.TEXT_ENCODERS), min_bytes=0)
+    plan = plan_layers(formats.read_checkpoint(path, text_formats.TEXT_ENCODERS), min_bytes=0)
     assert len(plan.quantize) == 7
     state = {name: nf4.dequantize(nf4.quantize(tensor), torch.float32) if name in plan.quantize else tensor
              for name, tensor in load_file(path).items()}

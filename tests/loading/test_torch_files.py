@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from pack.nodes.loading import files, formats
+from pack.nodes.loading.plan import plan_layers
+from pack.nodes.loading.report import describe_load, describe_original
 from pack.nodes.loading.streaming import map_weights, read_weights
 from safetensors.torch import load_file, save_file
 
@@ -46,7 +48,7 @@ def save(content: Any, path: Path, is_zip: bool = True) -> Path:
 
 def read_nf4(path: Path) -> dict[str, torch.Tensor]:
     checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
-    return read_weights(checkpoint, formats.plan_layers(checkpoint, min_bytes=0), CPU)
+    return read_weights(checkpoint, plan_layers(checkpoint, min_bytes=0), CPU)
 
 
 def assert_same(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -130,9 +132,9 @@ def test_compressed_archives_are_read_right(small: Path, tmp_path: Path) -> None
 def test_report_names_the_wrapper(small: Path, tmp_path: Path, wrapping: str, is_zip: bool, note: str) -> None:
     path = save(WRAPPINGS[wrapping](load_file(small)), tmp_path / "wan.pt", is_zip)
     checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
-    report = formats.describe_load(checkpoint, formats.plan_layers(checkpoint), 1000)
+    report = describe_load(checkpoint, plan_layers(checkpoint), 1000)
     assert report.splitlines()[1] == note
-    assert formats.describe_original(path, 1000, checkpoint.note).splitlines()[1] == note
+    assert describe_original(path, 1000, checkpoint.note).splitlines()[1] == note
 
 
 class Malicious:

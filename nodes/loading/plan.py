@@ -1,0 +1,74 @@
+"""What happens to each tensor of a checkpoint: packed on the way, packed already, or left as it is, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from ..common.errors import message
+from .codecs import is_part_of_stored, stored_form
+from .files import TensorHeader
+from .formats import Checkpoint, Family
+from .quant_state import SOURCE_DTYPES, dtype_name
+
+MIN_BYTES = 1 << 20  # smaller weights stay: together they are a percent of a real model
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """quantize: weights to pack, and in which form. stored: weights that the file holds packed, and in which form.
+
+    keep: every other tensor, with the reason. weights: what was asked for, one of WEIGHTS.
+    """
+
+    weights: str = "nf4"
+    quantize: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, str] = field(default_factory=dict)
+    keep: Mapping[str, str] = field(default_factory=dict)
+
+
+def plan_layers(checkpoint: Checkpoint, min_bytes: int = MIN_BYTES, weights: str = "nf4") -> LayerPlan:
+    """Decide for every tensor; raises ValueError for 8-bit sources.
+
+    min_bytes: weights that take fewer bytes in 16 bits stay as they are. A file with packed weights is taken as it is:
+    whoever packed them has chosen what to leave.
+    """
+    tensors = checkpoint.tensors
+    stored = {name: form for name in tensors if (form := stored_form(tensors, name)) is not None}
+    form = None if stored or weights == "original" else weights
+    quantize, keep = {}, {}
+    for name, header in tensors.items():
+        if name in stored or is_part_of_stored(tensors, name):
+            continue
+        _refuse_foreign(name, header, checkpoint)
+        reason = _reason_to_keep(name, header, checkpoint.family, min_bytes, form)
+        if reason is None:
+            quantize[name] = form
+        else:
+            keep[name] = reason
+    return LayerPlan(weights, quantize, stored, keep)
+
+
+def _refuse_foreign(name: str, header: TensorHeader, checkpoint: Checkpoint) -> None:
+    if header.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        raise ValueError(message(
+            f"NF4 needs '{checkpoint.path.name}' in 16 or 32 bits", f"{name} in {dtype_name(header.dtype)}",
+            "fp32, fp16, bf16, or bitsandbytes NF4",
+            "Take the fp16 or bf16 file, or set weights to 'original'."))
+
+
+def _reason_to_keep(name: str, header: TensorHeader, family: Family, min_bytes: int, form: str | None) -> str | None:
+    if header.dtype not in SOURCE_DTYPES:
+        return "tokenizer or other data"
+    for part, reason in family.keep:
+        if part in name:
+            return reason
+    if not name.endswith(".weight") or len(header.shape) != 2:
+        return "norm, bias or modulation"
+    if form == "nf4" and header.shape[1] % 2:
+        return "odd number of columns"
+    if 2 * torch.Size(header.shape).numel() < min_bytes:
+        return f"smaller than {min_bytes / 1e6:.1f} MB"
+    return "left by whoever packed the file" if form is None else None
