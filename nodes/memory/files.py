@@ -145,10 +145,14 @@ def _kept(block: MemoryBlock, with_kv: bool) -> Iterator[tuple[str, BlockKV]]:
 
 
 def _tensors(memory: VideoMemory, with_kv: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of everything that goes into the file; tensors that share a buffer are cut out of it."""
+    """(name, tensor) of everything that goes into the file; no two share a buffer, as a clip's chunks do their topic."""
+    buffers: set[int] = set()
     for name, tensor in _small_tensors(memory):
         if tensor is not None:
-            yield name, tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+            buffer = tensor.untyped_storage()
+            shares = buffer.nbytes() != tensor.nbytes or buffer.data_ptr() in buffers
+            buffers.add(buffer.data_ptr())
+            yield name, tensor.clone() if shares else tensor
     for prefix, group in _GROUPS.items():
         for i, block in enumerate(getattr(memory, group)):
             for layers, kv in _kept(block, with_kv):

@@ -115,6 +115,15 @@ def test_loaded_kv_counts_as_lying_in_a_file(tmp_path):
     assert all(kv.in_file for kv in caches(load_memory(save_memory(film(3), tmp_path / "m.safetensors"))))
 
 
+def test_chunks_of_one_prompt_share_their_topic_and_are_saved_all_the_same(tmp_path):
+    """Clip Sampler commits all chunks of a clip with one vector."""
+    topic = torch.ones(4)
+    memory = begin_clip(empty_memory(memory_spec("toyworld", retrieved_s=1.5)), GRID, "model", None)
+    for i in range(4):
+        memory = commit(memory, torch.full((2, CHUNK, 2, 3), float(i)), cache(i, "model"), None, topic)
+    assert_same(memory, load_memory(save_memory(memory, tmp_path / "m.safetensors")))
+
+
 def film(chunks: int, **spec: object) -> VideoMemory:
     memory = begin_clip(empty_memory(replace(memory_spec("toyworld"), **spec)), GRID, "model", torch.ones(2))
     for i in range(chunks):
