@@ -19,8 +19,8 @@ from . import dequantize_torch
 log = logging.getLogger(__name__)
 
 CUDA_BACK_ENDS = {  # by kind of weight: modules with unpack(weight, dtype), best first; plain torch comes after them
-    "4-bit": ("dequantize_bitsandbytes",),
-    "int8": (),
+    "4-bit": ("triton_nf4", "dequantize_bitsandbytes"),
+    "int8": ("triton_int8",),
 }
 _chosen: dict[tuple[str, str], Callable[[Any, torch.dtype], torch.Tensor]] = {}
 
