@@ -24,7 +24,6 @@ from .quant_state import SOURCE_DTYPES
 
 BLOCK_SIZE = 64
 STATE_SUFFIX = four_bit.state_suffix("nf4")
-FOREIGN_SUFFIX = four_bit.state_suffix("fp4")
 _CELLS = 128  # look-up cells per unit of a scaled weight: each cell holds at most one boundary between two levels
 _SMALLEST_ABSMAX = 1e-38
 
