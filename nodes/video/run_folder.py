@@ -16,57 +16,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from ..common.errors import message
+from ..common.progress import SILENT, Progress
 from ..common.types import ClipRecord
+from ..interpolation.retime import exact_fps
+from .manifest import (
+    KINDS,
+    STATUSES,
+    StoredFile,
+    Take,
+    flush,
+    flush_folder,
+    read_manifest,
+    record_of,
+    write_manifest,
+)
+from .tiers import COMPRESSED, compress_video
 
-FORMAT = "videomemory-run"
-VERSION = 1
-MANIFEST = "manifest.json"
-KINDS = {"latents": ".latents.safetensors", "memory": ".memory.safetensors", "video": ".mkv"}
-STATUSES = ("started", "latents", "memory", "done")
 RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 NAME_LENGTH = 80
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """One file of a take: its name inside the run folder, size and checksum."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Take:
-    """One attempt at one clip, as the manifest lists it.
-
-    fingerprint: what the clip was made from, given by the caller. digest: sha256 of the latents and their context.
-    video_key: what besides the latents decides the frames and the memory (VAE, tiling, fps, the memory's spec). note: a
-    line for people (the clip's prompt).
-    """
-
-    index: int
-    take: int
-    status: str
-    fingerprint: str
-    digest: str
-    created: str
-    note: str
-    files: dict[str, StoredFile] = field(default_factory=dict)
-    video_key: str = ""
-    frames: int = 0
-    fps: float = 0.0
-    width: int = 0
-    height: int = 0
+FINISHED = ("done", "dropped")  # statuses of takes that only a finished one replaces
 
 
 class RunFolder:
@@ -77,26 +53,7 @@ class RunFolder:
 
     def takes(self) -> list[Take]:
         """All takes, in clip order; ValueError for a manifest that is not ours, RuntimeError for an unreadable one."""
-        path = self.path / MANIFEST
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        except (OSError, UnicodeDecodeError) as error:
-            raise RuntimeError(self._refusal(f"an error ({error})")) from error
-        try:
-            document = json.loads(text)
-            if (document["format"], document["version"]) != (FORMAT, VERSION):
-                raise KeyError(f"format {document['format']!r} version {document['version']!r}")
-            return [_take_from_json(entry) for entry in document["clips"]]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(self._refusal(f"something else ({error})")) from error
-
-    def _refusal(self, got: str) -> str:
-        return message(
-            f"The run folder {str(self.path)!r} needs a manifest of this pack", got,
-            f"{MANIFEST} with format {FORMAT!r}, version {VERSION}",
-            "Nothing in the folder was changed: move the folder away, or use another run name.")
+        return read_manifest(self.path)
 
     def finished(self, index: int, fingerprint: str, check_sha256: bool = False) -> ClipRecord | None:
         """The finished clip `index` if it was made from `fingerprint` and its files are all there, else None."""
@@ -134,7 +91,7 @@ class RunFolder:
         number = 1 + max((take.take for take in takes if take.index == index), default=0)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         take = Take(index, number, STATUSES[0], fingerprint, digest, now, note, video_key=video_key)
-        kept = [t for t in takes if t.index != index or (t.status == "done" and self._intact(t, False))]
+        kept = [t for t in takes if t.index != index or (t.status in FINISHED and self._intact(t, False))]
         self._write([*kept, take])
         self._sweep(index)
         return take
@@ -145,20 +102,22 @@ class RunFolder:
         For kind "video" `write` returns the encode.VideoFacts of what it wrote. Whatever it raises passes through and
         the temporary file is removed. Returns the take as listed now.
         """
-        name = f"clip_{take.index:03d}{f'.take{take.take}' if take.take > 1 else ''}{KINDS[kind]}"
+        return self._put(take, kind, take.file_name(KINDS[kind]), write)
+
+    def _put(self, take: Take, kind: str, name: str, write: Callable[[Path], object]) -> Take:
         temporary = self.path / f"{name}.tmp"
         try:
             made = write(temporary)
             stored = StoredFile(name, temporary.stat().st_size, file_sha256(temporary))
-            _flush(temporary)
+            flush(temporary)
             os.replace(temporary, self.path / name)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush_folder(self.path)
-        status = kind if kind in STATUSES and take.status != "done" else take.status
+        flush_folder(self.path)
+        status = kind if kind in STATUSES and take.status not in FINISHED else take.status
         take = replace(take, status=status, files={**take.files, kind: stored})
-        if kind == "video":
+        if kind == "video" and made is not None:
             take = replace(take, frames=made.frames, fps=float(made.fps), width=made.width, height=made.height)
         return self._update(take)
 
@@ -171,9 +130,7 @@ class RunFolder:
 
     def record(self, take: Take) -> ClipRecord:
         """The finished take as other nodes see it."""
-        return ClipRecord(
-            take.index, str(self.path), take.files["latents"].name, take.files["video"].name,
-            take.frames, take.fps, take.width, take.height, take.digest)
+        return record_of(self.path, take)
 
     def file(self, take: Take, kind: str) -> Path:
         """Where the take's file of this kind lies; ValueError when it has none."""
@@ -196,6 +153,55 @@ class RunFolder:
                 f"{path.name} with other bytes", "the bytes that the manifest lists",
                 f"Delete {path} and queue again: the clip is made anew."))
         return path
+
+    def compress_videos(self, records: Sequence[ClipRecord], progress: Progress = SILENT) -> int:
+        """Keep these clips' frames as H.264 without visible loss; returns the bytes that were freed.
+
+        Each clip changes in one write of the manifest. Clips that were compressed, replaced or damaged since are left
+        as they are. `current` tells where the frames are now.
+        """
+        freed = 0
+        for take in self._unchanged(records):
+            old = take.files["video"]
+            if not old.name.endswith(COMPRESSED):
+                freed += old.bytes - self._compress(take, self.path / old.name, progress).bytes
+            self._sweep(take.index)
+        return freed
+
+    def _compress(self, take: Take, source: Path, progress: Progress) -> StoredFile:
+        def write(path: Path) -> None:
+            compress_video(source, path, take.frames, exact_fps(take.fps), progress)
+
+        return self._put(take, "video", take.file_name(COMPRESSED), write).files["video"]
+
+    def drop_videos(self, records: Sequence[ClipRecord]) -> int:
+        """Delete these clips' frames; latents and memory stay, from which Save Clip decodes them again when asked.
+
+        Clips that were replaced or damaged since are left as they are. Returns the bytes that were freed.
+        """
+        freed = 0
+        for take in self._unchanged(records):
+            files = {kind: stored for kind, stored in take.files.items() if kind != "video"}
+            self._update(replace(take, status="dropped", files=files))
+            freed += take.files["video"].bytes
+        for record in records:
+            self._sweep(record.index)  # also what a kill has left
+        return freed
+
+    def current(self, record: ClipRecord) -> ClipRecord:
+        """The record with the file that holds its frames now; RuntimeError when there is none any more."""
+        takes = [t for t in self.takes() if (t.index, t.digest) == (record.index, record.digest) and "video" in t.files]
+        if not takes:
+            raise RuntimeError(message(
+                f"The film needs the frames of clip {record.index}", f"none in {self.path}", "the clip as it was saved",
+                "Queue again: they are decoded from the clip's latents, or the clip is rendered anew."))
+        return self.record(takes[-1])
+
+    def _unchanged(self, records: Sequence[ClipRecord]) -> list[Take]:
+        """The finished takes that these records speak of, as far as their frames are what they were."""
+        listed = {(take.index, take.digest): take for take in self.takes() if take.status == "done"}
+        takes = [listed[key] for record in records if (key := (record.index, record.digest)) in listed]
+        return [take for take in takes if self._intact(take, check_sha256=True)]
 
     def require_writable(self) -> None:
         """RuntimeError when nothing can be written here, so that it is known before anything is sampled."""
@@ -224,13 +230,7 @@ class RunFolder:
         return take
 
     def _write(self, takes: list[Take]) -> None:
-        clips = [asdict(take) for take in sorted(takes, key=lambda take: (take.index, take.take))]
-        document = {"format": FORMAT, "version": VERSION, "run_name": self.path.name, "clips": clips}
-        temporary = self.path / f"{MANIFEST}.tmp"
-        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _flush(temporary)
-        os.replace(temporary, self.path / MANIFEST)
-        _flush_folder(self.path)
+        write_manifest(self.path, takes)
 
     def _sweep(self, index: int) -> None:
         """Delete the files of clip `index` that the manifest does not list."""
@@ -263,26 +263,3 @@ def file_sha256(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _take_from_json(entry: dict) -> Take:
-    files = {kind: StoredFile(**stored) for kind, stored in entry["files"].items()}
-    plain = all(Path(stored.name).name == stored.name for stored in files.values())
-    if entry["status"] not in STATUSES or not plain:
-        raise ValueError(f"clip {entry['index']!r}")
-    return Take(**{**entry, "files": files})
-
-
-def _flush(path: Path) -> None:
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    """Make the rename itself durable; Windows has no handle for that and needs none."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from pack.nodes.video import run_folder
 from pack.nodes.video.encode import VideoFacts
-from pack.nodes.video.run_folder import MANIFEST, RunFolder, run_path
+from pack.nodes.video.manifest import MANIFEST
+from pack.nodes.video.run_folder import RunFolder, run_path
 
 FACTS = VideoFacts(24, Fraction(8), 128, 80)
 
