@@ -1,4 +1,4 @@
-"""Side by side with the originals: the same latents as the published code of Self-Forcing and LongLive, at equal weights?
+"""Side by side with the originals: at equal weights, the latents of Self-Forcing's and LongLive's own code?
 
 Each original's own pipeline and model (originals.py says what is stood in for) makes a film of a few chunks on a tiny
 model of random weights; Clip Sampler's code makes it again from the same weights and the same noise on core's WanModel.
@@ -8,8 +8,8 @@ changes (ours in bf16 against ours in float32), and beside what the memory chang
     python benchmarks/beside_originals.py --comfyui PATH --self-forcing PATH --longlive1 PATH --longlive2 PATH
                                           [--causal-forcing PATH] [--only CASE ...] [--json RESULT]
 
-PATH of an original: a checkout (LongLive 1 is the branch v1.0 of LongLive's repository). Needs ComfyUI's Python and, for
-the originals, the packages diffusers and omegaconf. On the CPU in float32; a minute or two.
+PATH of an original: a checkout (LongLive 1 is the branch v1.0 of LongLive's repository). Needs ComfyUI's Python and,
+for the originals, the packages diffusers and omegaconf. On the CPU in float32; a few minutes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ CASES = {
                                model_kwargs={**_LL1, "use_infinite_attention": True}),
     "longlive1_absolute": Case("longlive1", "longlive_inference: positions of the film, given to ours too",
                                "longlive_1", 9, model_kwargs=_LL1, positions="absolute"),
-    "longlive1_decision": Case("longlive1", "longlive_inference against ours as we decided: positions inside the memory",
+    "longlive1_decision": Case("longlive1", "longlive_inference against ours as decided: positions inside the memory",
                                "longlive_1", 9, model_kwargs=_LL1),
     "longlive1_switch": Case("longlive1", "a new prompt from chunk 7 on, recached", "longlive_1", 9,
                              model_kwargs={**_LL1, "use_infinite_attention": True}, prompts=(0,) * 6 + (1,) * 3,
@@ -83,7 +83,7 @@ CASES = {
                             "longlive_2", 9, 8, model_kwargs=_LL2, config={"inference": _LL2_INFERENCE},
                             spec={"prompt_change": "pin"}, positions="absolute",
                             prompts=(0, 0, 1, 1, 1, 1, 2, 2, 2), cuts=(2, 6)),
-    "longlive2_decision": Case("longlive2", "the same against ours as we decided: positions inside the memory",
+    "longlive2_decision": Case("longlive2", "the same against ours as decided: positions inside the memory",
                                "longlive_2", 9, 8, model_kwargs=_LL2, config={"inference": _LL2_INFERENCE},
                                spec={"prompt_change": "pin"}, prompts=(0, 0, 1, 1, 1, 1, 2, 2, 2), cuts=(2, 6)),
     "longlive2_image": Case("longlive2", "from an image", "longlive_2", 5, 8, model_kwargs=_LL2, has_image=True,
@@ -105,9 +105,10 @@ def main() -> None:
         return
     if not options.comfyui or not any(roots.values()):
         parser.error("say where ComfyUI and at least one original are")
+    commits = {name: commit(root) for name, root in roots.items() if root}
     result = {"device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__,
-              "date": time.strftime("%Y-%m-%d"), "originals": {name: commit(root) for name, root in roots.items() if root},
-              "model": f"{LAYERS} layers of {HEADS} heads, latents of {HEIGHT}x{WIDTH}", "cases": {}}
+              "date": time.strftime("%Y-%m-%d"), "originals": commits, "cases": {},
+              "model": f"{LAYERS} layers of {HEADS} heads, latents of {HEIGHT}x{WIDTH}"}
     print_head(result)
     for name in options.only:
         if roots[CASES[name].original]:
@@ -144,9 +145,9 @@ def row(theirs: torch.Tensor, ours: dict[str, torch.Tensor]) -> dict[str, float]
     def rms(x: torch.Tensor) -> float:
         return x.square().mean().sqrt().item()
 
-    difference = ours["exact"] - theirs
+    difference, rounding = ours["exact"] - theirs, ours["bf16"] - ours["exact"]
     return {"std": theirs.std().item(), "max": difference.abs().max().item(), "rms": rms(difference),
-            "bf16_max": (ours["bf16"] - ours["exact"]).abs().max().item(), "bf16_rms": rms(ours["bf16"] - ours["exact"]),
+            "bf16_max": rounding.abs().max().item(), "bf16_rms": rms(rounding),
             "forgetful_rms": rms(ours["forgetful"] - ours["exact"])}
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from ..common.types import TEMPORAL_STRIDE, MemorySpec, ModelFacts, PhaseCost
 from ..interpolation.rife import interpolation_bytes
 from ..memory.kv_cache import kv_bytes
+from ..memory.kv_cache import recall_bytes as layer_recall_bytes
 from ..video.decode import CONTEXT_LATENTS, frame_count
 from ..video.tiles import middle_bytes, tile_spans, tiled_buffer_bytes
 
@@ -162,21 +163,12 @@ def forward_bytes(job: Job) -> int:
 
 
 def recall_bytes(job: Job) -> int:
-    """Scratch of one layer's remembered K and V on their way into the attention, traced.
-
-    The joined keys and values of memory and chunk in the compute dtype; for the one chunk that is being unpacked, per
-    value of K, four float32 temporaries of the turning and its result, and the unpacked K and V where the memory is
-    packed or lies in RAM.
-    """
+    """Scratch of one layer's remembered K and V on their way into the attention (memory.kv_cache.recall_bytes)."""
     facts, spec = job.facts, job.spec
-    if spec.capacity_latents == 0:
-        return 0
     per_latent = tokens_per_latent(facts, job.width, job.height)
-    remembered, chunk = spec.capacity_latents * per_latent, spec.chunk_latents * per_latent
     as_stored = spec.precision == "model" and spec.placement == "vram"
-    per_value = 4 * FLOAT32 + facts.dtype_bytes + (0 if as_stored else 2 * facts.dtype_bytes)
-    joined = 2 * (remembered + chunk) * facts.dim * facts.dtype_bytes
-    return joined + chunk * facts.dim * per_value + remembered * ROTATION_BYTES // 2
+    return layer_recall_bytes(facts.heads, facts.head_dim, spec.capacity_latents * per_latent,
+                              spec.chunk_latents * per_latent, facts.dtype_bytes, as_stored)
 
 
 def _decoded_side(job: Job, side: int) -> int:

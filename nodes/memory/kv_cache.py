@@ -85,3 +85,18 @@ def kv_bytes(layers: int, heads: int, head_dim: int, tokens: int, precision: str
     k = packed_bytes(batch, tokens, heads, head_dim, precision, dtype_bytes, centre=precision != "model")
     v = packed_bytes(batch, tokens, heads, head_dim, precision, dtype_bytes)
     return layers * (k + v)
+
+
+def recall_bytes(heads: int, head_dim: int, remembered: int, chunk: int, dtype_bytes: int, as_stored: bool,
+                 batch: int = 1) -> int:
+    """Scratch of one layer's remembered K and V on their way into the attention, traced; remembered, chunk: tokens.
+
+    The joined keys and values of memory and chunk, in the compute dtype, one row per prompt; for the one chunk that is
+    being unpacked, per value of K, four float32 temporaries of the turning and its result, and the unpacked K and V
+    where the memory is packed or lies in RAM (not as_stored); and the rotation table of what is remembered.
+    """
+    if remembered == 0:
+        return 0
+    dim, table = heads * head_dim, head_dim // 2 * 4 * 4  # bytes per token: float32 2x2 per pair of channels
+    per_value = 4 * 4 + dtype_bytes + (0 if as_stored else 2 * dtype_bytes)
+    return batch * 2 * (remembered + chunk) * dim * dtype_bytes + chunk * dim * per_value + remembered * table

@@ -3,7 +3,8 @@
 A memory keeps, oldest first and none twice, the chunks of the sink (the first `sink_latents` since its origin), those
 pinned at the beginning of the current shot, and the window (the last ones). Places for pins and for retrieval that are
 empty lengthen the window. What falls out is dropped whole (its latents are in the clip files) or, where the spec has
-places for retrieval, kept in the archive.
+places for retrieval, kept in the archive. A memory that recaches keeps there the latents of the chunk that fell out
+last: LongLive 1 reads it once more, together with the window.
 """
 
 from __future__ import annotations
@@ -186,8 +187,11 @@ def _pin(memory: VideoMemory, block: MemoryBlock) -> tuple[MemoryBlock, ...]:
 
 def _keep(memory: VideoMemory, blocks: tuple[MemoryBlock, ...], starts: set[int]) -> VideoMemory:
     """The memory with those of the blocks that start there in view, the others dropped or archived."""
-    out = [block for block in blocks if block.start not in starts] if memory.spec.retrieved_latents else []
-    archive = thinned((*memory.archive, *map(_at_rest, out))) if out else memory.archive
+    out, archive = [block for block in blocks if block.start not in starts], memory.archive
+    if out and memory.spec.retrieved_latents:
+        archive = thinned((*archive, *map(_at_rest, out)))
+    elif out and memory.spec.prompt_change == "recache":
+        archive = (_without_kv(out[-1]),)
     return replace(memory, blocks=tuple(block for block in blocks if block.start in starts), archive=archive)
 
 

@@ -18,13 +18,22 @@ from comfy.patcher_extension import WrappersMP
 from ..common.compat import model_facts, patcher_key
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
-from ..common.types import Geometry, MemoryBlock, ModelFacts, Preset, VideoMemory
-from ..memory.kv_cache import kv_bytes
+from ..common.types import Geometry, MemoryBlock, MemorySpec, ModelFacts, Preset, VideoMemory
+from ..memory.kv_cache import kv_bytes, recall_bytes
 from ..memory.retrieval import topic_of
 from ..memory.shelf import RAM_SHARE, Shelf
 from ..memory.state import begin_clip, begin_scene, caches, end_clip, view
 from .bridge_hook import NEGATIVE, POSITIVE, MemoryHook
-from .chunk_loop import Caches, Clip, ClipModel, Noise, count_forwards, sample_clip, seeded_noise
+from .chunk_loop import (
+    Caches,
+    Clip,
+    ClipModel,
+    Noise,
+    count_forwards,
+    rebuilt_together,
+    sample_clip,
+    seeded_noise,
+)
 from .positions import local_positions
 from .prefetch import SLOTS
 from .strategy import ClipRequest, ClipResult, begins_scene
@@ -55,7 +64,7 @@ class MemorySampler(comfy.samplers.Sampler):
             hook.collect()
             return forward(x, sigma, memory)
 
-        def encode(x0: torch.Tensor, memory: VideoMemory, precisions: tuple[str, ...]) -> tuple[Caches, ...]:
+        def encode(x0: torch.Tensor, memory: VideoMemory, precisions: tuple[str | None, ...]) -> tuple[Caches, ...]:
             hook.clean = 0
             hook.collect(precisions)
             forward(x0, 0.0, memory)
@@ -112,7 +121,7 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, hook)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY,
-                                 _reserve(model_facts(model), memory, geometry, preset, 1 + has_negative))
+                                 _reserve(model_facts(model), memory, geometry, preset.chunk, 1 + has_negative))
     sampler = MemorySampler(hook, memory, clip, progress, has_negative)
     guider = comfy.samplers.CFGGuider(patched)
     guider.set_conds(positive, negative if has_negative else [])
@@ -220,24 +229,37 @@ def clip_latent(model: Any, samples: torch.Tensor, before: VideoMemory) -> dict[
     return latent
 
 
-def _reserve(facts: ModelFacts, memory: VideoMemory, geometry: Geometry, preset: Preset, kinds: int) -> Any:
-    """A PREPARE_SAMPLING wrapper: ComfyUI estimates one chunk (not the clip) plus the K/V cache it cannot know of."""
-    spec = memory.spec
+def _reserve(facts: ModelFacts, memory: VideoMemory, geometry: Geometry, chunk: int, kinds: int) -> Any:
+    """A PREPARE_SAMPLING wrapper: ComfyUI estimates the longest forward (not the clip), and beside it what it cannot
+    know of: the memory on the device."""
     tokens = -(-geometry.height // facts.patch[1]) * -(-geometry.width // facts.patch[2])
+    size = device_bytes(memory.spec, facts, tokens, chunk, kinds)
+    forward = max(chunk, *(sum(block.length for block in read) for read in rebuilt_together(memory, kinds > 1)), 0)
+
+    def wrapper(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
+        shape = [noise_shape[0], noise_shape[1], chunk, *noise_shape[3:]]
+        per_latent = max(1.0, model.memory_required(shape) / chunk)
+        shape[2] = forward + int(-(-size // per_latent))
+        return executor(model, shape, conds, *args, **kwargs)
+
+    return wrapper
+
+
+def device_bytes(spec: MemorySpec, facts: ModelFacts, tokens: int, chunk: int, kinds: int) -> int:
+    """The most that the memory of a clip takes on the device: its K/V, and one layer of them on its way to attention.
+
+    tokens: per latent. kinds: of prompts, 2 with CFG. In VRAM all K/V and those of the chunk that is being committed,
+    in RAM the slots of sampling.prefetch and one layer of that chunk.
+    """
 
     def bytes_of(latents: int, precision: str) -> int:
         return kv_bytes(facts.layers, facts.heads, facts.head_dim, latents * tokens, precision, facts.dtype_bytes)
 
     sink = "int8" if spec.precision == "4bit" else spec.precision
-    others = spec.capacity_latents - spec.sink_latents + preset.chunk
-    cache = kinds * (bytes_of(spec.sink_latents, sink) + bytes_of(others, spec.precision))
+    others = spec.capacity_latents - spec.sink_latents
+    kept, committed = bytes_of(spec.sink_latents, sink) + bytes_of(others, spec.precision), bytes_of(chunk, sink)
     if spec.placement == "ram":
-        cache = SLOTS * cache // facts.layers
-
-    def wrapper(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
-        shape = [noise_shape[0], noise_shape[1], preset.chunk, *noise_shape[3:]]
-        per_latent = max(1.0, model.memory_required(shape) / preset.chunk)
-        shape[2] = preset.chunk + int(-(-cache // per_latent))
-        return executor(model, shape, conds, *args, **kwargs)
-
-    return wrapper
+        kept, committed = SLOTS * kept // facts.layers, committed // facts.layers
+    recalled = recall_bytes(facts.heads, facts.head_dim, spec.capacity_latents * tokens, chunk * tokens,
+                            facts.dtype_bytes, spec.precision == "model" and spec.placement == "vram", kinds)
+    return kinds * (kept + committed) + recalled

@@ -7,6 +7,7 @@ tested without one.
                                                    `clean` latents of x are given, not noisy
     encode(x0, memory, precisions) -> caches       one forward at timestep 0 over whole chunks, which hands out the
                                                    clean (K/V, negative K/V or None) of each, stored in these formats
+                                                   (None: of this chunk nothing is stored or handed out)
 
 x, x0: [1, C, n, h, w] in the model's normalised space.
 """
@@ -26,7 +27,7 @@ from .solvers import Draw, make_solver
 
 Caches = tuple[object, object | None]
 Denoise = Callable[[torch.Tensor, float, VideoMemory, int], torch.Tensor]
-Encode = Callable[[torch.Tensor, VideoMemory, tuple[str, ...]], tuple[Caches, ...]]
+Encode = Callable[[torch.Tensor, VideoMemory, tuple[str | None, ...]], tuple[Caches, ...]]
 Noise = Callable[[int], Draw]
 Preview = Callable[[int, torch.Tensor, torch.Tensor], None]  # (forward, x, x0)
 
@@ -63,7 +64,7 @@ def count_forwards(clip: Clip, memory: VideoMemory, has_negative: bool) -> int:
     chunks = clip.latents // clip.preset.chunk
     seeded = clip.given is not None and clip.given.shape[2] == clip.preset.chunk
     steps = (chunks - seeded) * (len(clip.preset.sigmas) - 1)
-    return len(_missing(memory, has_negative)) + steps + chunks
+    return len(rebuilt_together(memory, has_negative)) + steps + chunks
 
 
 def sample_clip(model: ClipModel, memory: VideoMemory, clip: Clip, progress: Progress = SILENT,
@@ -122,32 +123,45 @@ def rebuild(model: ClipModel, memory: VideoMemory, progress: Progress = SILENT,
 
     Chunk by chunk, oldest first; close to the original, not equal to it: the oldest chunks no longer see what was
     forgotten since, and every chunk is read under the current prompt. Where the spec says "recache", what follows the
-    sink goes through the model in one forward, in which its chunks see each other both ways (LongLive 1 at a prompt
-    switch; its forward also holds the chunk before the window, which is forgotten right after and not kept here).
+    sink goes through the model in one forward, in which its chunks see each other both ways, together with the chunk
+    that fell out of the window last, whose K/V are not stored (LongLive 1 at a prompt switch).
     """
-    for group in _missing(memory, model.has_negative):
+    in_view = {block.start for block in memory.blocks}
+    for read in rebuilt_together(memory, model.has_negative):
         progress.check_cancel()
-        earlier = tuple(block for block in memory.blocks if block.start < group[0].start)
-        so_far = replace(memory, blocks=earlier, archive=(), latents_done=group[0].start, cuts=group[0].cuts)
-        x0 = torch.cat([block.latents for block in group], 1).unsqueeze(0).to(model.device)
-        made = model.encode(x0, so_far, tuple(_precision(memory, block.start) for block in group))
-        caches = {block.start: pair for block, pair in zip(group, made, strict=True)}
+        stored = tuple(block for block in read if block.start in in_view) or read
+        earlier = tuple(block for block in memory.blocks if block.start < read[0].start)
+        so_far = replace(memory, blocks=earlier, archive=(), latents_done=read[0].start, cuts=read[0].cuts)
+        x0 = torch.cat([block.latents for block in read], 1).unsqueeze(0).to(model.device)
+        only_read = (None,) * (len(read) - len(stored))
+        made = model.encode(x0, so_far, (*only_read, *(_precision(memory, block.start) for block in stored)))
+        caches = {block.start: pair for block, pair in zip(stored, made, strict=True)}
         memory = replace(memory, blocks=_with_caches(memory.blocks, caches),
                          archive=_with_caches(memory.archive, caches))
         tick(0, x0, x0)
     return memory
 
 
-def _missing(memory: VideoMemory, has_negative: bool) -> list[tuple[MemoryBlock, ...]]:
-    """The chunks without K/V, in the groups that go through the model together."""
-    lacking = sorted((block for block in (*memory.blocks, *memory.archive)
+def rebuilt_together(memory: VideoMemory, has_negative: bool) -> list[tuple[MemoryBlock, ...]]:
+    """The chunks without K/V, oldest first, in the groups that go through the model in one forward.
+
+    A group that is recached begins with the chunk that fell out of the window last, which is only read.
+    """
+    readable = (*memory.blocks, *(memory.archive if memory.spec.retrieved_latents else ()))
+    lacking = sorted((block for block in readable
                       if block.kv is None or (has_negative and block.negative_kv is None)), key=lambda one: one.start)
     if memory.spec.prompt_change != "recache":
         return [(block,) for block in lacking]
     in_view = {block.start for block in memory.blocks}
     together = [block for block in lacking if block.start in in_view and not is_sink(memory, block.start)]
     alone = [(block,) for block in lacking if block.start not in in_view or is_sink(memory, block.start)]
-    return [*alone, tuple(together)] if together else alone
+    return [*alone, (*_fell_out_before(memory, together[0]), *together)] if together else alone
+
+
+def _fell_out_before(memory: VideoMemory, first: MemoryBlock) -> tuple[MemoryBlock, ...]:
+    """The chunk of the same scene that lay just before this one, where the memory still has its latents."""
+    return tuple(block for block in memory.archive
+                 if block.start + block.length == first.start and block.cuts == first.cuts)
 
 
 def _with_caches(blocks: tuple[MemoryBlock, ...], caches: dict[int, Caches]) -> tuple[MemoryBlock, ...]:
