@@ -8,6 +8,8 @@ from .interpolation import nodes as interpolation
 from .loading import nodes as loading
 from .loading import nodes_save as loading_save
 from .memory import nodes as memory
+from .memory import nodes_files as memory_files
+from .memory import nodes_report as memory_report
 from .prompts import nodes as prompts
 from .render import nodes as render
 from .sampling import nodes as sampling
@@ -18,6 +20,8 @@ NODE_CLASSES: list = [
     *loading.NODES,
     *loading_save.NODES,
     *memory.NODES,
+    *memory_files.NODES,
+    *memory_report.NODES,
     *sampling.NODES,
     *budget.NODES,
     *prompts.NODES,

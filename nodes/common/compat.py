@@ -19,6 +19,7 @@ from .progress import SILENT, Progress
 from .types import ModelFacts
 
 VideoMemoryIO = io.Custom("VIDEO_MEMORY")
+MemoryRecipeIO = io.Custom("VIDEO_MEMORY_RECIPE")
 PromptTimelineIO = io.Custom("PROMPT_TIMELINE")
 RenderPlanIO = io.Custom("RENDER_PLAN")
 VideoClipsIO = io.Custom("VIDEO_CLIPS")

@@ -1,10 +1,10 @@
 """A memory as a safetensors file: written atomically, read without pickle, independent of the machine.
 
 Tensors, for every chunk i in view (`block.<i>.`) and in the archive (`archive.<i>.`): `latents` [C, n, h, w], `topic`
-[D] and, when K/V are kept, `layer.<j>.<k|v>.<data|scale|offset|mean>`, for the negative prompt `negative.<j>...`; and
-`tail`, `overlap`, `anchor.<latents|frame|mean|std>`. Everything else is one JSON text in the header's metadata, which
-also names a digest of that text and of the tensors' names, types and shapes (not of their values, which may be
-gigabytes). Version 1 knew neither that digest nor the fields that came with version 2; both are read.
+[D] and, when K/V are kept, `layer.<j>.<k|v>.<data|scale|offset|mean>`, for the negative prompt `negative.<j>...`;
+`prompt.<digest>` [n, D] for every prompt; and `tail`, `overlap`, `anchor.<latents|frame|mean|std>`. Everything else is
+one JSON text in the header's metadata, which also names a digest of that text and of the tensors' names, types and
+shapes (not of their values, which may be gigabytes). Version 1 knew neither that digest nor the fields that came with version 2; both are read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ from .state import check_spec
 
 FORMAT = "videomemory.memory"
 VERSION = 2
+HEADER_BYTES = 2**22  # more than the names and types of ten thousand tensors take
 _FIELDS = ("model_key", "latents_done", "clips_done", "origin", "shot", "prompt_hash", "cuts")
 _BLOCK_FIELDS = ("start", "shot", "prompt_hash", "is_pinned", "cuts")
 _GROUPS = {"block": "blocks", "archive": "archive"}  # prefix of the tensors -> field of the memory
@@ -39,7 +41,8 @@ _ANCHOR_FIELDS = ("latents", "frame", "mean", "std")
 def save_memory(memory: VideoMemory, path: str | os.PathLike[str], with_kv: bool = True) -> Path:
     """Write the memory to path (tmp file, then one rename); without K/V it is small and they are rebuilt on first use.
 
-    Raises RuntimeError where the disk does not take it; then nothing is left behind, and an older file stays.
+    Raises RuntimeError where the disk has no room for it, before anything is written, or does not take it; then nothing
+    is left behind, and an older file stays.
     """
     path = Path(path)
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in _tensors(memory, with_kv)}
@@ -48,6 +51,7 @@ def save_memory(memory: VideoMemory, path: str | os.PathLike[str], with_kv: bool
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _require_room(memory, path, with_kv)
         save_file(tensors, str(partial), metadata=metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
@@ -63,6 +67,12 @@ def save_memory(memory: VideoMemory, path: str | os.PathLike[str], with_kv: bool
 def file_bytes(memory: VideoMemory, with_kv: bool = True) -> int:
     """Bytes of all tensors that save_memory would write; the file's header comes on top."""
     return sum(tensor.nbytes for _, tensor in _tensors(memory, with_kv))
+
+
+def file_version(path: str | os.PathLike[str]) -> int:
+    """The version of the format of a file that load_memory has read."""
+    with safe_open(str(path), framework="pt", device="cpu") as file:
+        return int(file.metadata()["version"])
 
 
 def rest_on_file(memory: VideoMemory, path: str | os.PathLike[str]) -> None:
@@ -100,6 +110,16 @@ def load_memory(path: str | os.PathLike[str]) -> VideoMemory:
                                  "a file written by Save Memory, unchanged",
                                  "Choose another file, or save the memory again.")) from error
     return memory
+
+
+def _require_room(memory: VideoMemory, path: Path, with_kv: bool) -> None:
+    free, needed = shutil.disk_usage(path.parent).free, file_bytes(memory, with_kv) + HEADER_BYTES
+    if free < needed:
+        smaller = f", or save it without K/V: {file_bytes(memory, with_kv=False) / 1e6:.1f} MB" if with_kv else ""
+        raise RuntimeError(message(
+            f"The memory {path.name} has no room on its disk", f"{free / 1e6:.1f} MB free",
+            f"{needed / 1e6:.1f} MB or more",
+            f"Make room{smaller}. Nothing was written."))
 
 
 def _known_version(metadata: dict[str, str], path: Path) -> int:
@@ -145,7 +165,7 @@ def _kept(block: MemoryBlock, with_kv: bool) -> Iterator[tuple[str, BlockKV]]:
 
 
 def _tensors(memory: VideoMemory, with_kv: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of everything that goes into the file; no two share a buffer, as a clip's chunks do their topic."""
+    """(name, tensor) of everything that goes into the file; none share a buffer, as a clip's chunks do their topic."""
     buffers: set[int] = set()
     for name, tensor in _small_tensors(memory):
         if tensor is not None:
@@ -172,6 +192,7 @@ def _small_tensors(memory: VideoMemory) -> Iterator[tuple[str, torch.Tensor | No
         for i, block in enumerate(getattr(memory, group)):
             yield f"{prefix}.{i}.latents", block.latents
             yield f"{prefix}.{i}.topic", block.topic
+    yield from {f"prompt.{block.prompt_hash}": block.prompt for block in (*memory.blocks, *memory.archive)}.items()
 
 
 def _read_memory(header: dict, tensors: dict[str, torch.Tensor]) -> VideoMemory:
@@ -205,7 +226,8 @@ def _read_block(prefix: str, head: dict, tensors: dict[str, torch.Tensor]) -> Me
     caches = {cache: _read_kv(f"{prefix}{layers}.", head[layers], tensors)
               for layers, cache in _CACHES.items() if layers in head}
     known = {name: head[name] for name in _BLOCK_FIELDS if name in head}
-    return MemoryBlock(latents=tensors[f"{prefix}latents"], topic=tensors.get(f"{prefix}topic"), **known, **caches)
+    return MemoryBlock(latents=tensors[f"{prefix}latents"], topic=tensors.get(f"{prefix}topic"),
+                       prompt=tensors.get(f"prompt.{head.get('prompt_hash', '')}"), **known, **caches)
 
 
 def _read_kv(prefix: str, head: dict, tensors: dict[str, torch.Tensor]) -> BlockKV:

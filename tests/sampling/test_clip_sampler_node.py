@@ -188,7 +188,7 @@ def test_a_clip_without_memory_cannot_be_continued(model, positive):
     ("hero", True), ("films/hero", True), (None, True), ("", False), ("../hero", False), ("a\\..\\b", False),
     ("h" * 300, False)])
 def test_save_memory_stays_in_its_folder(prefix, allowed):
-    from pack.nodes.memory.nodes import SaveMemory
+    from pack.nodes.memory.nodes_files import SaveMemory
 
     answer = SaveMemory.validate_inputs(prefix)
     assert answer is True if allowed else "Choose a name such as hero" in answer
@@ -214,7 +214,7 @@ def test_persistent_memory_checks_its_choices():
 
 
 def test_names_that_come_over_a_link_are_accepted():
-    from pack.nodes.memory.nodes import LoadMemory
+    from pack.nodes.memory.nodes_files import LoadMemory
     from pack.nodes.render.nodes import RenderShort
     from pack.nodes.video.nodes import LoadClip, SaveClip
 
@@ -225,7 +225,7 @@ def test_names_that_come_over_a_link_are_accepted():
 
 def test_a_memory_saved_under_any_prefix_can_be_loaded(tmp_path, monkeypatch):
     folder_paths = pytest.importorskip("folder_paths")
-    from pack.nodes.memory.nodes import LoadMemory, SaveMemory
+    from pack.nodes.memory.nodes_files import LoadMemory, SaveMemory
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     (tmp_path / "output").mkdir()

@@ -1,0 +1,146 @@
+"""Save Memory and Load Memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ..common.compat import VideoMemoryIO, field, io, node_id, node_progress, schema
+from ..common.errors import message
+from ..common.types import VideoMemory
+from .contents import in_words, require_memory
+from .files import VERSION, file_bytes, file_version, load_memory, save_memory
+from .words import size
+
+SUBFOLDER = "videomemory/memories"
+
+
+class SaveMemory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "memory",
+            node_id="VideoMemorySaveMemory",
+            display_name="Save Memory",
+            description="Write a memory to a file, to go on with the film another day or share the hero.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                field(VideoMemoryIO, "memory", tooltip="The memory after any clip."),
+                field(io.String, "filename_prefix", default="hero",
+                      tooltip="Name of the file, in output/videomemory/memories."),
+                field(io.Boolean, "with_kv", display_name="with keys and values", default=True, optional=True,
+                      tooltip="On = the film goes on bit-equal; hundreds of MB to several GB at 720p. Off = a few MB "
+                              "of latents: keys and values are made again on first use, close to what they were. The "
+                              "report says both sizes."),
+            ],
+            outputs=[
+                io.String.Output(id="path", display_name="path", tooltip="Where the file was written."),
+                io.String.Output(id="report", display_name="report", tooltip="What was written, and how large it is."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        """A prefix that comes over a link is None here; core refuses what leads out of the output folder."""
+        parts = ["linked"] if filename_prefix is None else filename_prefix.replace("\\", "/").split("/")
+        if all(part.strip() and part != ".." and len(part) <= 100 for part in parts):
+            return True
+        return message("Save Memory needs a name for its file", repr(filename_prefix)[:80],
+                       "a name, or folder/name, of up to 100 characters each, without ..",
+                       "Choose a name such as hero.")
+
+    @classmethod
+    def execute(cls, memory, filename_prefix: str, with_kv: bool = True) -> io.NodeOutput:
+        require_memory(memory, "Save Memory")
+        node_progress(0, node_id(cls)).say(f"writing {size(file_bytes(memory, with_kv))}")
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(
+            f"{SUBFOLDER}/{filename_prefix}", folder_paths.get_output_directory())
+        path = save_memory(memory, os.path.join(folder, f"{name}_{counter:05}_.safetensors"), with_kv)
+        report = _written(memory, path, with_kv)
+        return io.NodeOutput(str(path), report, ui={"text": (report,)})
+
+
+class LoadMemory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "memory",
+            node_id="VideoMemoryLoadMemory",
+            display_name="Load Memory",
+            description="Read a memory that Save Memory wrote, and go on from there.",
+            inputs=[field(io.Combo, "file", options=_saved_memories(),
+                          tooltip="A file in output/videomemory/memories; press R in the editor to see new ones.")],
+            outputs=[
+                VideoMemoryIO.Output(id="memory", display_name="memory",
+                                     tooltip="Continue the film with a Clip Sampler."),
+                io.String.Output(id="report", display_name="report",
+                                 tooltip="What was read: clips, seconds, size, model, and whether keys and values are "
+                                         "in it."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        """A name that comes over a link is None here and is checked when the node runs."""
+        try:
+            return file is None or bool(_memory_path(file))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        status = os.stat(_memory_path(file))
+        return f"{status.st_size}-{status.st_mtime_ns}"
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        path = _memory_path(file)
+        memory = load_memory(path)
+        report = "\n".join((*in_words(memory), *_hints(file_version(path))))
+        return io.NodeOutput(memory, report, ui={"text": (report,)})
+
+
+def _written(memory: VideoMemory, path: Path, with_kv: bool) -> str:
+    """What Save Memory did, with the size that the other choice would have had."""
+    bare, whole = file_bytes(memory, with_kv=False), file_bytes(memory)
+    lines = [f"Wrote {size(path.stat().st_size)}: {path}"]
+    if bare == whole:
+        return "\n".join((*lines, "There are no keys and values to save."))
+    kept = (f"Keys and values take {size(whole - bare)} of it; without them it would be {size(bare)}, and they would "
+            "be made again on first use, close to what they are." if with_kv else
+            f"Keys and values ({size(whole - bare)}) were left out: they are made again from the latents on first use, "
+            "close to what they were, not bit-equal.")
+    return "\n".join((*lines, kept))
+
+
+def _hints(version: int) -> tuple[str, ...]:
+    """What the next Clip Sampler will do with a memory of a file of this version."""
+    old = (f"The file has format version {version}, older than {VERSION}: what came later (archive, scene cuts, pins) "
+           "was not in it and is empty.",) if version < VERSION else ()
+    return (*old, "With another model, LoRA or quantisation keys and values are made again, and Clip Sampler says so; "
+                  "another film size is refused.")
+
+
+def _memory_folder() -> str:
+    return os.path.join(folder_paths.get_output_directory(), *SUBFOLDER.split("/"))
+
+
+def _memory_path(file: str) -> str:
+    """Where a saved memory lies; ValueError for anything that is not in the list."""
+    known = _saved_memories()
+    if file not in known:
+        raise ValueError(message("Load Memory: no such file", file, ", ".join(known) or "nothing is saved yet",
+                                 "Save a memory first, or press R to refresh the list."))
+    return os.path.join(_memory_folder(), *file.split("/"))
+
+
+def _saved_memories() -> list[str]:
+    """Names below the memories' folder; Save Memory makes sub-folders of a prefix such as heroes/anna."""
+    folder = Path(_memory_folder())
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+
+
+NODES = [SaveMemory, LoadMemory]
