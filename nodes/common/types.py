@@ -104,7 +104,9 @@ class MemoryBlock:
     them. shot: running number of the prompt it was made under. kv: the derived cache (memory.kv_cache.BlockKV), or
     None where it must be rebuilt from the latents. negative_kv: the same under the negative prompt, where CFG is used.
     prompt_hash: digest of its prompt. topic: its prompt as one vector [D] float32 of length 1, to be found by
-    (memory.retrieval), or None. is_pinned: held until the next cut. cuts: scene cuts of the film before it.
+    (memory.retrieval), or None. is_pinned: held until the next cut. cuts: scene cuts of the film before it. prompt: its
+    prompt's tokens [n, D] float32 without padding, shared by the chunks of a clip, or None: rebuilt K/V are made under
+    it again (under another one, the hero that it named is lost).
     """
 
     start: int
@@ -116,6 +118,7 @@ class MemoryBlock:
     topic: torch.Tensor | None = None
     is_pinned: bool = False
     cuts: int = 0
+    prompt: torch.Tensor | None = None
 
     @property
     def length(self) -> int:

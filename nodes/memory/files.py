@@ -4,7 +4,8 @@ Tensors, for every chunk i in view (`block.<i>.`) and in the archive (`archive.<
 [D] and, when K/V are kept, `layer.<j>.<k|v>.<data|scale|offset|mean>`, for the negative prompt `negative.<j>...`;
 `prompt.<digest>` [n, D] for every prompt; and `tail`, `overlap`, `anchor.<latents|frame|mean|std>`. Everything else is
 one JSON text in the header's metadata, which also names a digest of that text and of the tensors' names, types and
-shapes (not of their values, which may be gigabytes). Version 1 knew neither that digest nor the fields that came with version 2; both are read.
+shapes (not of their values, which may be gigabytes). Version 1 knew neither that digest nor the fields that came with
+version 2; both are read.
 """
 
 from __future__ import annotations

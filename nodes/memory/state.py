@@ -51,14 +51,15 @@ def check_spec(spec: MemorySpec) -> None:
 
 
 def commit(memory: VideoMemory, latents: torch.Tensor, kv: object | None, negative_kv: object | None = None,
-           topic: torch.Tensor | None = None) -> VideoMemory:
+           topic: torch.Tensor | None = None, prompt: torch.Tensor | None = None) -> VideoMemory:
     """The memory after one more chunk of the film: latents [C, n, h, w] normalised, kv its cache (or None).
 
     negative_kv: the same under the negative prompt. topic: its prompt as one vector (memory.retrieval.topic_of).
+    prompt: its tokens (prompt_tokens).
     """
     latents = latents.detach().to("cpu", torch.float32)
     block = MemoryBlock(memory.latents_done, latents, max(memory.shot, 0), kv, negative_kv, memory.prompt_hash, topic,
-                        cuts=memory.cuts)
+                        cuts=memory.cuts, prompt=prompt)
     tail = latents if memory.tail is None else torch.cat((memory.tail, latents), 1)
     memory = replace(memory, latents_done=memory.latents_done + block.length, tail=tail[:, -TAIL_LATENTS:].clone())
     blocks = _pin(memory, block)
@@ -168,6 +169,15 @@ def hash_prompt(prompt: object) -> str:
     if not isinstance(prompt, torch.Tensor):
         return ""
     return hashlib.sha256(prompt.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def prompt_tokens(prompt: object) -> torch.Tensor | None:
+    """The tokens of a conditioning tensor [.., n, D] as [n, D] float32 on the CPU, without the zeros behind them."""
+    if not isinstance(prompt, torch.Tensor):
+        return None
+    tokens = prompt.detach().to("cpu", torch.float32).flatten(0, -2)
+    used = tokens.abs().amax(-1).nonzero()
+    return tokens[: int(used.max()) + 1 if len(used) else 0].clone()
 
 
 def _pin(memory: VideoMemory, block: MemoryBlock) -> tuple[MemoryBlock, ...]:

@@ -22,7 +22,7 @@ from ..common.types import Geometry, MemoryBlock, MemorySpec, ModelFacts, Preset
 from ..memory.kv_cache import kv_bytes, recall_bytes
 from ..memory.retrieval import topic_of
 from ..memory.shelf import RAM_SHARE, Shelf
-from ..memory.state import begin_clip, begin_scene, caches, end_clip, view
+from ..memory.state import begin_clip, begin_scene, caches, end_clip, prompt_tokens, view
 from .bridge_hook import NEGATIVE, POSITIVE, MemoryHook
 from .chunk_loop import (
     Caches,
@@ -64,9 +64,10 @@ class MemorySampler(comfy.samplers.Sampler):
             hook.collect()
             return forward(x, sigma, memory)
 
-        def encode(x0: torch.Tensor, memory: VideoMemory, precisions: tuple[str | None, ...]) -> tuple[Caches, ...]:
+        def encode(x0: torch.Tensor, memory: VideoMemory, precisions: tuple[str | None, ...],
+                   prompt: torch.Tensor | None) -> tuple[Caches, ...]:
             hook.clean = 0
-            hook.collect(precisions)
+            hook.collect(precisions, prompt)
             forward(x0, 0.0, memory)
             positive, negative = hook.caches(POSITIVE), hook.caches(NEGATIVE)
             hook.collect()
@@ -116,7 +117,8 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     memory = begin_clip(memory, geometry, patcher_key(model), positive[0][0])
     shape = (1, geometry.channels, preset.chunk, geometry.height, geometry.width)
     topic = topic_of(positive[0][0]) if memory.spec.retrieved_latents else None
-    clip = Clip(preset, latents, noise or seeded_noise(seed, shape), given, topic)
+    clip = Clip(preset, latents, noise or seeded_noise(seed, shape), given, topic,
+                prompt_tokens(positive[0][0]))
     hook = MemoryHook(whole_timesteps=preset.whole_timesteps)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, hook)

@@ -29,6 +29,7 @@ class MemoryHook:
     precisions: the formats in which a collecting forward stores its chunks (None: this chunk is not stored); empty in a
     forward that only reads. rests_in_ram: K/V come from RAM layer by layer, and collected ones go there.
     clean: latents at the start of the chunk that are given (their timestep is 0). whole_timesteps: as in Preset.
+    prompt: tokens [n, D] that stand in for the positive prompt of a collecting forward, or None.
     collected: per kind of prompt the collected layers, one list per chunk.
     """
 
@@ -40,6 +41,7 @@ class MemoryHook:
     rests_in_ram: bool = False
     clean: int = 0
     whole_timesteps: bool = False
+    prompt: torch.Tensor | None = None
     collected: dict[int, list[list[LayerKV]]] = field(default_factory=dict)
     _prefetches: dict[tuple[int, ...], LayerPrefetch] = field(default_factory=dict)
 
@@ -51,9 +53,9 @@ class MemoryHook:
             self._prefetches = {}
         self.remembered, self.negative, self.positions, self.start = remembered, negative, positions, start
 
-    def collect(self, precisions: tuple[str | None, ...] = ()) -> None:
-        """Store the next forward's chunks in these formats; without any, only read."""
-        self.precisions, self.collected = precisions, {}
+    def collect(self, precisions: tuple[str | None, ...] = (), prompt: torch.Tensor | None = None) -> None:
+        """Store the next forward's chunks in these formats, read under this prompt; without any, only read."""
+        self.precisions, self.prompt, self.collected = precisions, prompt, {}
 
     def caches(self, kind: int) -> tuple[BlockKV, ...]:
         """What the last collecting forward stored under that kind of prompt."""
@@ -84,7 +86,7 @@ class MemoryHook:
         if self.clean:
             timestep = timestep.reshape(-1, 1).repeat(1, x.shape[2])  # [B, n]
             timestep[:, :self.clean] = 0
-        return executor(x, timestep, context, clip_fea, None, options, **kwargs)
+        return executor(x, timestep, self._prompted(context, kinds), clip_fea, None, options, **kwargs)
 
     def _check(self, kinds: tuple[int, ...], batch: int, time_dim_concat: Any) -> None:
         if len(set(kinds)) < len(kinds) or (self.precisions and any(kind in self.collected for kind in kinds)):
@@ -99,6 +101,14 @@ class MemoryHook:
                                      "a conditioning of text alone", "Take the subject images out of it."))
         for kind in kinds if self.precisions else ():
             self.collected[kind] = [[] for _ in self.precisions]
+
+    def _prompted(self, context: torch.Tensor, kinds: tuple[int, ...]) -> torch.Tensor:
+        """context [B, L, D] with `prompt` in its positive row; as it is where that is of another text encoder."""
+        if self.prompt is None or self.prompt.shape[-1] != context.shape[-1]:
+            return context
+        length = max(context.shape[1], len(self.prompt))
+        rows = [self.prompt.to(context) if kind == POSITIVE else row for kind, row in zip(kinds, context, strict=True)]
+        return torch.stack([torch.nn.functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])
 
     def _block_patch(self, layer: int, kinds: tuple[int, ...], memory_table: torch.Tensor, table: torch.Tensor,
                      previous: Any) -> Any:

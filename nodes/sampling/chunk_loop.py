@@ -5,9 +5,10 @@ tested without one.
 
     denoise(x, sigma, memory, clean) -> x0         one forward at this noise level, attending to the memory; the first
                                                    `clean` latents of x are given, not noisy
-    encode(x0, memory, precisions) -> caches       one forward at timestep 0 over whole chunks, which hands out the
-                                                   clean (K/V, negative K/V or None) of each, stored in these formats
-                                                   (None: of this chunk nothing is stored or handed out)
+    encode(x0, memory, precisions, prompt)         one forward at timestep 0 over whole chunks, which hands out the
+        -> caches                                  clean (K/V, negative K/V or None) of each, stored in these formats
+                                                   (None: of this chunk nothing is stored or handed out); under this
+                                                   prompt [n, D], or under the clip's own where it is None
 
 x, x0: [1, C, n, h, w] in the model's normalised space.
 """
@@ -27,7 +28,7 @@ from .solvers import Draw, make_solver
 
 Caches = tuple[object, object | None]
 Denoise = Callable[[torch.Tensor, float, VideoMemory, int], torch.Tensor]
-Encode = Callable[[torch.Tensor, VideoMemory, tuple[str | None, ...]], tuple[Caches, ...]]
+Encode = Callable[[torch.Tensor, VideoMemory, tuple[str | None, ...], torch.Tensor | None], tuple[Caches, ...]]
 Noise = Callable[[int], Draw]
 Preview = Callable[[int, torch.Tensor, torch.Tensor], None]  # (forward, x, x0)
 
@@ -50,13 +51,14 @@ class ClipModel:
 class Clip:
     """What is to be made. latents: whole chunks. noise(chunk index) gives the chunk's own source of noise: its first
     draw is the start, later draws re-noise. given: [1, C, n, h, w] normalised, the first latents of the film, or None.
-    topic: the prompt as one vector (memory.retrieval), or None."""
+    topic: the prompt as one vector (memory.retrieval), or None. prompt: its tokens (memory.state.prompt_tokens)."""
 
     preset: Preset
     latents: int
     noise: Noise
     given: torch.Tensor | None = None
     topic: torch.Tensor | None = None
+    prompt: torch.Tensor | None = None
 
 
 def count_forwards(clip: Clip, memory: VideoMemory, has_negative: bool) -> int:
@@ -92,8 +94,8 @@ def sample_clip(model: ClipModel, memory: VideoMemory, clip: Clip, progress: Pro
                               given)
         given = None
         progress.check_cancel()
-        (kv, negative_kv), = model.encode(x0, memory, (_precision(memory, memory.latents_done),))
-        memory = commit(memory, x0[0], kv, negative_kv, clip.topic)
+        (kv, negative_kv), = model.encode(x0, memory, (_precision(memory, memory.latents_done),), None)
+        memory = commit(memory, x0[0], kv, negative_kv, clip.topic, clip.prompt)
         tick(0, x0, x0)
         done.append(x0.to("cpu", torch.float32))
     return torch.cat(done, 2), memory
@@ -121,10 +123,11 @@ def rebuild(model: ClipModel, memory: VideoMemory, progress: Progress = SILENT,
             tick: Preview = _nothing) -> VideoMemory:
     """The memory with every missing K/V cache made again from its latents.
 
-    Chunk by chunk, oldest first; close to the original, not equal to it: the oldest chunks no longer see what was
-    forgotten since, and every chunk is read under the current prompt. Where the spec says "recache", what follows the
-    sink goes through the model in one forward, in which its chunks see each other both ways, together with the chunk
-    that fell out of the window last, whose K/V are not stored (LongLive 1 at a prompt switch).
+    Chunk by chunk, oldest first, each under the prompt that it was made under: equal to the original while nothing has
+    been forgotten, close to it later, when the oldest chunks no longer see what lay before them. Where the spec says
+    "recache", what follows the sink goes through the model in one forward under the current prompt, in which its chunks
+    see each other both ways, together with the chunk that fell out of the window last, whose K/V are not stored
+    (LongLive 1 at a prompt switch).
     """
     in_view = {block.start for block in memory.blocks}
     for read in rebuilt_together(memory, model.has_negative):
@@ -134,7 +137,9 @@ def rebuild(model: ClipModel, memory: VideoMemory, progress: Progress = SILENT,
         so_far = replace(memory, blocks=earlier, archive=(), latents_done=read[0].start, cuts=read[0].cuts)
         x0 = torch.cat([block.latents for block in read], 1).unsqueeze(0).to(model.device)
         only_read = (None,) * (len(read) - len(stored))
-        made = model.encode(x0, so_far, (*only_read, *(_precision(memory, block.start) for block in stored)))
+        recaches = memory.spec.prompt_change == "recache" and not is_sink(memory, stored[0].start)
+        made = model.encode(x0, so_far, (*only_read, *(_precision(memory, block.start) for block in stored)),
+                            None if recaches else stored[0].prompt)
         caches = {block.start: pair for block, pair in zip(stored, made, strict=True)}
         memory = replace(memory, blocks=_with_caches(memory.blocks, caches),
                          archive=_with_caches(memory.archive, caches))

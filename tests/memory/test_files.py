@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pack.nodes.common.types import Anchor, Geometry, MemoryBlock, MemorySpec, VideoMemory
 from pack.nodes.memory.files import file_bytes, load_memory, rest_on_file, save_memory
 from pack.nodes.memory.kv_cache import BlockKV, pack_layer
-from pack.nodes.memory.state import begin_clip, caches, commit, empty_memory, end_clip
+from pack.nodes.memory.state import begin_clip, caches, commit, empty_memory, end_clip, prompt_tokens
 from pack.nodes.sampling.presets import custom_preset, memory_spec
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -48,7 +48,8 @@ def memories(draw) -> VideoMemory:
             i = memory.latents_done
             kv = cache(i, precision) if draw(st.booleans()) else None
             negative = cache(i + 1000, precision) if kv and draw(st.booleans()) else None
-            memory = commit(memory, torch.randn(2, CHUNK, 2, 3), kv, negative, topics[prompt])
+            memory = commit(memory, torch.randn(2, CHUNK, 2, 3), kv, negative, topics[prompt],
+                            prompt_tokens(topics[prompt]))
         memory = end_clip(memory, before)
     if memory.latents_done and draw(st.booleans()):
         frames = torch.randint(0, 256, (9, 16, 24, 3), dtype=torch.uint8)

@@ -74,6 +74,38 @@ def test_cfg_without_a_negative_prompt_is_refused(model):
         sample(model, fresh(), prompt(1), cfg=2.0)
 
 
+def without_kv(memory):
+    return replace(memory, blocks=tuple(replace(block, kv=None, negative_kv=None) for block in memory.blocks))
+
+
+def test_rebuilt_kv_are_the_same_bits_while_nothing_was_forgotten(model, tmp_path):
+    """Each chunk is read under the prompt that it was made under, also out of a file and with another one at hand."""
+    from pack.nodes.memory.files import load_memory, save_memory
+
+    _, first, _ = sample(model, fresh(), prompt(1), clip_seconds=3.0)
+    _, memory, _ = sample(model, first, prompt(2), clip_seconds=0.3)
+    assert len(memory.blocks) == 3 and memory.blocks[0].prompt is memory.blocks[1].prompt
+    want, _, _ = sample(model, memory, prompt(3), clip_seconds=0.3)
+    bare = load_memory(save_memory(memory, tmp_path / "m.safetensors", with_kv=False))
+    assert all(block.kv is None and torch.equal(block.prompt, kept.prompt)
+               for block, kept in zip(bare.blocks, memory.blocks, strict=True))
+    for same in (without_kv(memory), bare):
+        got, _, _ = sample(model, same, prompt(3), clip_seconds=0.3)
+        assert torch.equal(got["samples"], want["samples"])
+    forgetful = replace(bare, blocks=tuple(replace(block, prompt=None) for block in bare.blocks))
+    other, _, _ = sample(model, forgetful, prompt(3), clip_seconds=0.3)
+    assert not torch.allclose(other["samples"], want["samples"], atol=1e-2)
+
+
+def test_a_prompt_of_another_text_encoder_is_not_used(model):
+    _, memory, _ = sample(model, fresh(), prompt(1), clip_seconds=0.3)
+    blocks = tuple(replace(block, kv=None, prompt=torch.ones(3, 64)) for block in memory.blocks)
+    got, _, _ = sample(model, replace(memory, blocks=blocks), prompt(2), clip_seconds=0.3)
+    bare = replace(memory, blocks=tuple(replace(block, prompt=None) for block in without_kv(memory).blocks))
+    want, _, _ = sample(model, bare, prompt(2), clip_seconds=0.3)
+    assert torch.equal(got["samples"], want["samples"])
+
+
 class OneLatentVae:
     """Not a mock of ComfyUI: the one method of a VAE that a start image needs, with a known answer."""
 

@@ -143,13 +143,13 @@ def toy_loop(memory, latents, calls=None):
     def denoise(x, sigma, memory, clean):
         return 0.5 * x + sum(block.latents.mean() for block in memory.blocks)
 
-    def encode(x0, memory, precisions):
+    def encode(x0, memory, precisions, prompt):
         if calls is not None:
             calls.append([block.start for block in memory.blocks])
         return tuple((object(), None) for _ in precisions)
 
     model = ClipModel(denoise, encode, torch.device("cpu"))
-    return sample_clip(model, memory, Clip(preset, latents, seeded_noise(5, (1, 2, 3, 4, 4))))
+    return sample_clip(model, memory, Clip(preset, latents, seeded_noise(5, (1, 2, 3, 4, 4)), prompt=torch.ones(1, 4)))
 
 
 def test_two_short_clips_equal_one_long_one():
@@ -185,15 +185,16 @@ def test_every_forward_is_counted_also_those_that_recache():
     bare = replace(memory, blocks=tuple(replace(block, kv=None) for block in memory.blocks))
     forwards, shown, groups = [], [], []
 
-    def encode(x0, memory, precisions):
-        groups.append(x0.shape[2])
+    def encode(x0, memory, precisions, prompt):
+        groups.append((x0.shape[2], prompt))
         forwards.append(0)
         return tuple((object(), None) for _ in precisions)
 
     model = ClipModel(lambda x, s, m, c: forwards.append(s) or x, encode, torch.device("cpu"))
     clip = Clip(PRESETS["toyworld"], 3, seeded_noise(5, (1, 2, 3, 4, 4)))
     sample_clip(model, bare, clip, Progress(update=lambda done, total: shown.append((done, total))))
-    assert groups == [3, 6, 3]  # the sink alone, the window together, the new chunk
+    own = memory.blocks[0].prompt  # the sink alone and under its own prompt, the window together, the new chunk
+    assert own is not None and groups == [(3, own), (6, None), (3, None)]
     assert len(forwards) == count_forwards(clip, bare, False) == 2 + 8 + 1
     assert shown == [(i + 1, 11) for i in range(11)]
 
@@ -215,7 +216,7 @@ def test_a_frame_wise_checkpoint_is_seeded_with_the_image_alone():
     from pack.nodes.memory.state import empty_memory
 
     preset, steps = PRESETS["causal_forcing_framewise"], []
-    model = ClipModel(lambda x, s, m, c: steps.append(m.latents_done) or x, lambda x, m, p: ((object(), None),),
+    model = ClipModel(lambda x, s, m, c: steps.append(m.latents_done) or x, lambda x, m, p, t: ((object(), None),),
                       torch.device("cpu"))
     clip = Clip(preset, 2, seeded_noise(5, (1, 2, 1, 4, 4)), given=torch.full((1, 2, 1, 4, 4), 7.0))
     memory = empty_memory(memory_spec("causal_forcing_framewise"))
@@ -246,7 +247,7 @@ def test_cancel_stops_within_a_step():
         if len(seen) == 3:
             raise Cancelled
 
-    model = ClipModel(lambda x, s, m, c: seen.append(s) or x, lambda x, m, p: (), torch.device("cpu"))
+    model = ClipModel(lambda x, s, m, c: seen.append(s) or x, lambda x, m, p, t: (), torch.device("cpu"))
     with pytest.raises(Cancelled):
         sample_clip(model, empty_memory(memory_spec("toyworld")),
                     Clip(PRESETS["toyworld"], 6, seeded_noise(0, (1, 1, 3, 2, 2))), Progress(check_cancel=check))
