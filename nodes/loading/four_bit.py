@@ -164,7 +164,7 @@ def _nested(tensors: Mapping[str, torch.Tensor], state: dict[str, Any], name: st
     count = -(-blocks // NESTED_BLOCK_SIZE)
     peaks = _row(tensors, name, "nested_absmax", torch.float32, count)
     quant_state.check_scales(peaks, count, name, "nested_absmax")
-    quant_state.check_scales(peaks + offset, count, name, "nested_absmax + nested_offset")  # may overflow
+    quant_state.check_scales(peaks + float(offset), count, name, "nested_absmax + nested_offset")  # may overflow
     table = _check_table(tensors, name, "nested_quant_map", dynamic_map())
     return peaks, table, torch.tensor(float(offset), dtype=torch.float32)
 
