@@ -22,7 +22,7 @@ from ..common.types import Geometry, MemoryBlock, MemorySpec, ModelFacts, Preset
 from ..memory.kv_cache import kv_bytes, recall_bytes
 from ..memory.retrieval import topic_of
 from ..memory.shelf import RAM_SHARE, Shelf
-from ..memory.state import begin_clip, begin_scene, caches, end_clip, prompt_tokens, view
+from ..memory.state import begin_clip, begin_scene, caches, end_clip, hash_prompt, prompt_tokens, view
 from .bridge_hook import NEGATIVE, POSITIVE, MemoryHook
 from .chunk_loop import (
     Caches,
@@ -34,6 +34,7 @@ from .chunk_loop import (
     sample_clip,
     seeded_noise,
 )
+from .clip_notes import rebuilt_note, retrieved_note
 from .positions import local_positions
 from .prefetch import SLOTS
 from .strategy import ClipRequest, ClipResult, begins_scene
@@ -152,10 +153,11 @@ def sample_rolling(request: ClipRequest) -> ClipResult:
     """One clip of a causal checkpoint: the strategy "rolling" of Clip Sampler."""
     memory, preset, latents = request.memory, request.preset, request.latents
     given, is_cut = _start_latent(request), begins_scene(request)
+    did = _memory_notes(request, is_cut)
     samples, after = sample_with_memory(
         request.model, memory, request.positive, preset, request.geometry, latents, request.seed, request.progress,
         negative=request.negative, cfg=request.cfg, given=given, is_cut=is_cut)
-    report = _report(memory, preset, latents) + _notes(request, is_cut and after.cuts > memory.cuts)
+    report = _report(memory, preset, latents) + did + _notes(request, is_cut and after.cuts > memory.cuts)
     return ClipResult(clip_latent(request.model, samples, memory), after, report)
 
 
@@ -166,6 +168,16 @@ def _report(before: VideoMemory, preset: Preset, latents: int) -> str:
             f"{len(preset.sigmas) - 1} steps + 1 clean pass per chunk. It began with {seen} of at most "
             f"{spec.capacity_latents} remembered latents ({spec.sink_latents} from the start of the film), stored as "
             f"{spec.precision} in {spec.placement.upper()}.")
+
+
+def _memory_notes(request: ClipRequest, is_cut: bool) -> str:
+    """What is made again and what is brought back for this clip; known before it is sampled."""
+    memory, prompt = request.memory, request.positive[0][0]
+    if is_cut:
+        memory = begin_scene(memory, keep_window=request.preset.shot_gap > 0)
+    rebuilt = rebuilt_note(memory, patcher_key(request.model), hash_prompt(prompt), not math.isclose(request.cfg, 1.0))
+    found = retrieved_note(memory, topic_of(prompt) if memory.spec.retrieved_latents else None)
+    return "".join(f" {note}" for note in (rebuilt, found) if note)
 
 
 def _notes(request: ClipRequest, was_cut: bool) -> str:
