@@ -49,7 +49,7 @@ def memories(draw) -> VideoMemory:
             kv = cache(i, precision) if draw(st.booleans()) else None
             negative = cache(i + 1000, precision) if kv and draw(st.booleans()) else None
             memory = commit(memory, torch.randn(2, CHUNK, 2, 3), kv, negative, topics[prompt],
-                            prompt_tokens(topics[prompt]))
+                            prompt_tokens(topics[prompt][None]))
         memory = end_clip(memory, before)
     if memory.latents_done and draw(st.booleans()):
         frames = torch.randint(0, 256, (9, 16, 24, 3), dtype=torch.uint8)
