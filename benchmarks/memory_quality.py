@@ -52,7 +52,7 @@ class Row:
 
 NO_SINK = {"sink_latents": 0}
 RETRIEVAL = {"window_latents": 3, "retrieved_latents": 3}
-AWAY_1, AWAY_3 = (2,), (2, 3, 4)
+AWAY_1, AWAY_3, LATE = (2,), (2, 3, 4), (0, 2, 3, 4)  # LATE: the film opens on an empty scene, so the sink has no hero
 ROWS = {
     "full memory": Row(clips=10),
     "window, no sink": Row(NO_SINK),
@@ -73,7 +73,10 @@ ROWS = {
     "away 3 clips, retrieval, no sink": Row({"sink_latents": 0, "window_latents": 3, "retrieved_latents": 6},
                                             away=AWAY_3),
     "away 3 clips, long window": Row({"window_latents": 24}, away=AWAY_3),
+    "late hero, away 3 clips": Row(away=LATE),
+    "late hero, away 3 clips, retrieval": Row(RETRIEVAL, away=LATE),
 }
+BASES = {(): "full memory", AWAY_1: "away 1 clip", AWAY_3: "away 3 clips", LATE: "late hero, away 3 clips"}
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ class Film:
     actions: list[int]
 
     def prompts(self, row: Row) -> list[str]:
-        """One per clip of the row."""
+        """One per clip of the row; the first clip with the hero names him."""
+        first = next(clip for clip in range(row.clips) if clip not in row.away)
         shown = list(zip(self.scenes, self.actions, strict=True))[: row.clips]
         return [caption(scene, EMPTY if clip in row.away else action,
-                        self.identity if clip == 0 or row.reanchors else None)
+                        self.identity if clip == first or row.reanchors else None)
                 for clip, (scene, action) in enumerate(shown)]
 
 
@@ -186,7 +190,7 @@ def table(results: dict[str, dict[str, list]]) -> str:
         counted = _counted(row)
         together = hits[:, counted]
         low, high = wilson(int(together.sum()), together.size)
-        base = "away 1 clip" if row.away == AWAY_1 else "away 3 clips" if row.away else "full memory"
+        base = BASES[row.away]
         line = ""
         if name != base and base in results:
             shared = sorted(films.keys() & results[base].keys(), key=int)
