@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -71,10 +72,12 @@ def reference_name(memory: VideoMemory) -> str:
 
 
 def sizes(memory: VideoMemory) -> dict[str, int]:
-    """Bytes by kind: latents, pictures, and K/V by precision and place (VRAM, RAM, file); nothing that is empty."""
+    """Bytes by kind: latents, prompts, pictures, K/V by precision and place (VRAM, RAM, file); none that are 0."""
     anchor = memory.anchor
-    latents = [block.latents for block in (*memory.blocks, *memory.archive)]
-    found = {"latents": _bytes([*latents, memory.tail, anchor and anchor.latents]),
+    blocks = (*memory.blocks, *memory.archive)
+    prompts = {id(tensor): tensor for block in blocks for tensor in (block.prompt, block.topic)}  # of a clip, shared
+    found = {"latents": _bytes([*(block.latents for block in blocks), memory.tail, anchor and anchor.latents]),
+             "prompts": _bytes(prompts.values()),
              "pictures": _bytes([memory.overlap, anchor and anchor.frame])}
     for kv in caches(memory):
         packed = kv.layers[0].k
@@ -128,7 +131,7 @@ def _kv_line(memory: VideoMemory) -> str:
     if ready == len(blocks):
         return f"Keys and values of all {ready} chunks are in it ({size(held)}): the film goes on bit-equal."
     return (f"Keys and values of {len(blocks) - ready} of {len(blocks)} chunks are not in it: the next Clip Sampler "
-            "makes them again from the latents, close to what they were, not bit-equal.")
+            "makes them again from the latents: the same while nothing was forgotten, else close.")
 
 
 def _pictures_line(memory: VideoMemory) -> str:
@@ -152,5 +155,5 @@ def _precision(name: str, dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.") if name == "model" else name
 
 
-def _bytes(tensors: list[torch.Tensor | None]) -> int:
+def _bytes(tensors: Iterable[torch.Tensor | None]) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -33,8 +33,8 @@ class SaveMemory(io.ComfyNode):
                       tooltip="Name of the file, in output/videomemory/memories."),
                 field(io.Boolean, "with_kv", display_name="with keys and values", default=True, optional=True,
                       tooltip="On = the film goes on bit-equal; hundreds of MB to several GB at 720p. Off = a few MB "
-                              "of latents: keys and values are made again on first use, close to what they were. The "
-                              "report says both sizes."),
+                              "of latents: keys and values are made again on first use, the same while nothing was "
+                              "forgotten, else close. The report says both sizes."),
             ],
             outputs=[
                 io.String.Output(id="path", display_name="path", tooltip="Where the file was written."),
@@ -110,9 +110,9 @@ def _written(memory: VideoMemory, path: Path, with_kv: bool) -> str:
     if bare == whole:
         return "\n".join((*lines, "There are no keys and values to save."))
     kept = (f"Keys and values take {size(whole - bare)} of it; without them it would be {size(bare)}, and they would "
-            "be made again on first use, close to what they are." if with_kv else
+            "be made again on first use." if with_kv else
             f"Keys and values ({size(whole - bare)}) were left out: they are made again from the latents on first use, "
-            "close to what they were, not bit-equal.")
+            "the same while nothing was forgotten, else close.")
     return "\n".join((*lines, kept))
 
 

@@ -77,12 +77,12 @@ def test_distance_is_from_the_sink_or_from_the_oldest_chunk():
 def test_bytes_are_those_of_the_tensors(tmp_path, precision, name):
     memory = film((HERO, 3, 0), precision=precision)
     found = sizes(memory)
-    assert found["latents"] == 3 * 72 * 4 + 8 * 24 * 4
-    assert found[f"K/V {name} in RAM"] == 3 * cache(precision).nbytes and len(found) == 2
+    assert found["latents"] == 3 * 72 * 4 + 8 * 24 * 4 and found["prompts"] == 2 * 4
+    assert found[f"K/V {name} in RAM"] == 3 * cache(precision).nbytes and len(found) == 3
     again = sizes(load_memory(save_memory(memory, tmp_path / "m.safetensors")))
-    assert again == {"latents": found["latents"], f"K/V {name} in file": found[f"K/V {name} in RAM"]}
+    assert again[f"K/V {name} in file"] == found[f"K/V {name} in RAM"] and f"K/V {name} in RAM" not in again
     bare = load_memory(save_memory(memory, tmp_path / "bare.safetensors", with_kv=False))
-    assert sizes(bare) == {"latents": found["latents"]}
+    assert sizes(bare).keys() == {"latents", "prompts"} and sizes(bare)["latents"] == found["latents"]
     assert sizes(latent_film())["pictures"] == 6 * 32 * 48 * 3
 
 
