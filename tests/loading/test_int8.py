@@ -111,3 +111,9 @@ def test_refuses_changed_tensors(key: str, tensor: torch.Tensor | None, text: st
     tensors = stored() | {NAME + key: tensor}
     with pytest.raises(ValueError, match=f"The packed weight {NAME} must be intact, but got .*{text}"):
         int8.from_state_dict({key: tensor for key, tensor in tensors.items() if tensor is not None}, NAME)
+
+
+@pytest.mark.parametrize("shape", [[10, 6], [6, 11], [1 << 39, 1 << 39]])
+def test_a_shape_is_told_only_of_a_weight_that_has_it(shape: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"The packed weight {NAME} must be intact, but got torch.int8 of shape"):
+        int8.read_shape(stored({"shape": shape}).get, NAME)

@@ -49,7 +49,8 @@ def test_bytes_equal_bitsandbytes_when_values_lie_halfway() -> None:
 
 def test_bytes_equal_bitsandbytes_when_blocks_are_zero_or_tiny() -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
-    for weight in (torch.zeros(8, 64), torch.full((8, 64), 1e-39), torch.full((8, 64), 0.25)):
+    for weight in (torch.zeros(8, 64), torch.full((8, 64), 1e-39), torch.full((8, 64), 0.25), torch.zeros(1, 6),
+                   torch.full((3, 66), 1e-39)):
         packed, state = functional.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
         ours = nf4.quantize(weight)
         assert torch.equal(ours.packed.view(-1), packed.view(-1))
