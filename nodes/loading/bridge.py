@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.utils
 import torch
 
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
 from . import formats
-from .bridge_linear import QuantLinear, QuantOperations, show_shapes
+from .bridge_linear import QuantOperations, show_shapes
 from .bridge_patcher import QuantPatcher
+from .bridge_place import find_place, refuse_unplaced
 from .bridge_save import SOURCE
 from .codecs import WEIGHTS, stored_form
 from .files import is_safetensors
@@ -40,19 +42,14 @@ def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = MIN_B
     if weights == "original" and not is_packed(path):
         return _load_original_model(path)
     checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
-    plan = plan_layers(checkpoint, min_bytes, weights)
-    load_device = comfy.model_management.get_torch_device()
-    parameters = sum(torch.Size(header.shape).numel() for header in checkpoint.tensors.values())
-    options = {"custom_operations": QuantOperations, "dtype": comfy.model_management.unet_dtype(
-        device=load_device, model_params=parameters, weight_dtype=checkpoint.dtype)}
+    place = find_place(checkpoint)
+    plan = plan_layers(checkpoint, min_bytes, weights, place.linears)
+    options = {"custom_operations": QuantOperations, "dtype": place.dtype}
     load = comfy.sd.load_diffusion_model_state_dict
     extra = {"disable_dynamic": True} if "disable_dynamic" in inspect.signature(load).parameters else {}
-    state, line = _read(checkpoint, plan, load_device, progress, cache)
+    state, line = _read(checkpoint, plan, comfy.model_management.get_torch_device(), progress, cache)
     state = show_shapes(state, {name: checkpoint.tensors[name].shape for name in [*plan.quantize, *plan.stored]})
-    loaded = load(state, model_options=options, metadata=checkpoint.metadata, **extra)
-    _refuse_unplaced(loaded, checkpoint)
-    refuse_incomplete([f"{name}.weight" for name, module in loaded.model.diffusion_model.named_modules()
-                        if isinstance(module, QuantLinear) and module.weight is None], checkpoint)
+    loaded = load(state, model_options=options, metadata=dict(checkpoint.metadata), **extra)
     model = QuantPatcher(loaded.model, loaded.load_device, loaded.offload_device)
     model.set_attachments(SOURCE, {"name": checkpoint.path.name, "metadata": checkpoint.metadata})
     return model, describe_load(checkpoint, plan, model.model_size()) + line
@@ -76,29 +73,26 @@ def check_weights(weights: str) -> None:
 
 def _load_original_model(path: str) -> tuple[comfy.model_patcher.ModelPatcher, str]:
     """Torch files are opened here: ComfyUI's own loader knows neither their wrappers nor FSDP's names."""
-    checkpoint = None if is_safetensors(path) else formats.recognise(path, formats.DIFFUSION_MODELS)
+    checkpoint = formats.recognise(path, formats.DIFFUSION_MODELS)
+    names = formats.read_header(path).tensors
     if checkpoint is None:
+        formats.refuse_other_kind(path, names)
+    _refuse_overlooked(path, names)
+    if checkpoint is None or is_safetensors(path):
         model = comfy.sd.load_diffusion_model(path)
         return model, describe_original(Path(path), model.model_size())
     model = comfy.sd.load_diffusion_model_state_dict(map_weights(checkpoint))
-    _refuse_unplaced(model, checkpoint)
+    refuse_unplaced(model, checkpoint)
     return model, describe_original(checkpoint.path, model.model_size(), checkpoint.note)
 
 
-def refuse_incomplete(missing: list[str], checkpoint: formats.Checkpoint) -> None:
-    """Raise ValueError where a model has parameters that the file has no tensors for."""
-    if missing:
+def _refuse_overlooked(path: str, names: Iterable[str]) -> None:
+    """ComfyUI up to 0.3.75 takes the weights beside such tensors for plain fp8: the film would be noise."""
+    if any(name.endswith(".comfy_quant") for name in names) and not hasattr(comfy.utils, "convert_old_quants"):
         raise ValueError(message(
-            f"'{checkpoint.path}' must hold a whole {checkpoint.family.title}",
-            f"a file without {', '.join(missing[:3])}", "all tensors of the model", "Download it again."))
-
-
-def _refuse_unplaced(loaded: Any, checkpoint: formats.Checkpoint) -> None:
-    if loaded is None:
-        raise ValueError(message(
-            f"'{checkpoint.path}' must be a diffusion model",
-            f"a {checkpoint.family.title} of a shape that ComfyUI cannot place",
-            "models of the installed ComfyUI", "Update ComfyUI, or choose another file."))
+            f"weights 'original' needs a ComfyUI that reads quantised '{Path(path).name}'",
+            "one that knows nothing of its comfy_quant tensors", "ComfyUI 0.3.76 or later, or another kind of weights",
+            "Update ComfyUI, or set weights to nf4 or int8."))
 
 
 def is_packed(path: str) -> bool:

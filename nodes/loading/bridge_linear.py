@@ -34,7 +34,7 @@ class QuantLinear(torch.nn.Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None,
                  dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
+        self.in_features, self.out_features, self.has_bias, self.dtype = in_features, out_features, bias, dtype
         self.codec: Any = None  # the codec that packed the weight
         self.form: Any = None  # the packed weight without its tensors
         self.weight_function: list[Callable] = []

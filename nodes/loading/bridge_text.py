@@ -15,9 +15,10 @@ import torch
 
 from ..common.progress import SILENT, Progress
 from . import formats
-from .bridge import check_weights, is_packed, refuse_incomplete
+from .bridge import check_weights, is_packed
 from .bridge_linear import QuantOperations
 from .bridge_patcher import QuantPatcher
+from .bridge_place import refuse_incomplete
 from .files import is_safetensors
 from .plan import MIN_BYTES, plan_layers
 from .report import describe_load, describe_original

@@ -1,44 +1,24 @@
-"""What a checkpoint file is: its tensors (from the file's header alone) and its family.
-
-A family is recognised by tensor names, never by the file's name. Its `keep` list says which weights stay in high
-precision whatever their size, because every token passes through them once and errors there never average out.
-"""
+"""What a checkpoint file is: its tensors, from the file's header alone, and its family, from their names."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from ..common.errors import message
+from . import fp8
 from .codecs import CODECS, is_part_of_stored, stored_form
+from .families import DIFFUSION_MODELS, Family, other_kind
 from .files import TensorHeader, open_tensors
 from .quant_state import SOURCE_DTYPES
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
-
-
-@dataclass(frozen=True)
-class Family:
-    """A kind of checkpoint.
-
-    markers: the names that prove it. keep: (part of a name, reason) for weights that are never quantised. ignore:
-    beginnings of names that ComfyUI's model class has no place for.
-    """
-
-    title: str
-    markers: tuple[str, ...]
-    keep: tuple[tuple[str, str], ...]
-    ignore: tuple[str, ...] = ()
-
-
-WAN = Family(
-    "Wan diffusion model", ("head.modulation", "patch_embedding.weight", "blocks.0.self_attn.q.weight"),
-    (("embedding", "embedding"), ("img_emb", "embedding"), ("time_projection", "time modulation"),
-     ("head.", "output head")))
-DIFFUSION_MODELS = (WAN,)
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "model.", "")
+QUANTIZATION = "_quantization_metadata"  # of fp8 files: says nothing of what the weights have become here
 
 
 @dataclass(frozen=True)
@@ -64,14 +44,29 @@ class Checkpoint:
     def bytes(self) -> int:
         return sum(header.bytes for header in self.tensors.values())
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """The float dtype that holds most bytes: what the model was saved in."""
+        """The float dtype that holds most bytes: what the model was saved in; 16 bits for models saved in fp8."""
         bytes_by_dtype: Counter[torch.dtype] = Counter()
         for name, header in self.tensors.items():
             if header.dtype in SOURCE_DTYPES and not is_part_of_stored(self.tensors, name):
                 bytes_by_dtype[header.dtype] += header.bytes
+        if self.fp8:
+            del bytes_by_dtype[torch.float32]
         return bytes_by_dtype.most_common(1)[0][0] if bytes_by_dtype else torch.bfloat16
+
+
+    @cached_property
+    def fp8(self) -> frozenset[str]:
+        """The names of the tensors in fp8."""
+        return frozenset(name for name, header in self.tensors.items()
+                         if header.dtype in fp8.DTYPES and name != fp8.MARKER)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the model, packed weights counted unpacked."""
+        return sum(torch.Size(header.shape).numel() for name, header in self.tensors.items()
+                   if not is_part_of_stored(self.tensors, name))
 
 
 def read_checkpoint(path: str | Path, families: tuple[Family, ...]) -> Checkpoint:
@@ -80,6 +75,8 @@ def read_checkpoint(path: str | Path, families: tuple[Family, ...]) -> Checkpoin
     if checkpoint is not None:
         return checkpoint
     headers = read_header(path).tensors
+    if families is DIFFUSION_MODELS:
+        refuse_other_kind(path, headers)
     other = ", or set weights to 'original' to load it as ComfyUI would" if families is DIFFUSION_MODELS else ""
     looked_for = "; ".join(f"{family.title} ({', '.join(family.markers)})" for family in families)
     raise ValueError(message(
@@ -89,17 +86,33 @@ def read_checkpoint(path: str | Path, families: tuple[Family, ...]) -> Checkpoin
         f"Choose another file{other}."))
 
 
+def refuse_other_kind(path: str | Path, names: Iterable[str]) -> None:
+    """Raise ValueError for a file that is known to be no diffusion model, saying what it is and how to load it."""
+    kind = other_kind(names)
+    if kind is not None:
+        raise ValueError(message(
+            f"'{Path(path).name}' must be a diffusion model", f"a file that is {kind.title}",
+            ", ".join(family.title for family in DIFFUSION_MODELS), kind.do))
+
+
 def recognise(path: str | Path, families: tuple[Family, ...]) -> Checkpoint | None:
     """The file as one of `families`, or None; raises ValueError for files that cannot be read."""
     header = read_header(path)
     headers = header.tensors
     for family in families:
         for prefix in PREFIXES:
-            if all(prefix + marker in headers for marker in family.markers):
+            if _is_family(headers, family, prefix):
                 named = {key.removeprefix(prefix): header for key, header in headers.items() if key.startswith(prefix)}
                 tensors = {name: header for name, header in named.items() if not name.startswith(family.ignore)}
-                return Checkpoint(Path(path), family, tensors, header.metadata, header.note)
+                metadata = {key: value for key, value in header.metadata.items() if key != QUANTIZATION}
+                return Checkpoint(Path(path), family, tensors, metadata, header.note)
     return None
+
+
+def _is_family(headers: dict[str, TensorHeader], family: Family, prefix: str) -> bool:
+    return (all(prefix + marker in headers for marker in family.markers)
+            and not any(prefix + name in headers for name in family.absent)
+            and all(headers[prefix + name].shape[-1:] == (columns,) for name, columns in family.columns.items()))
 
 
 def read_header(path: str | Path) -> Header:

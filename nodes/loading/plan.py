@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from ..common.errors import message
+from . import fp8
 from .codecs import is_part_of_stored, stored_form
+from .families import Family
 from .files import TensorHeader
-from .formats import Checkpoint, Family
-from .quant_state import SOURCE_DTYPES, dtype_name
+from .formats import Checkpoint
+from .quant_state import SOURCE_DTYPES
 
 MIN_BYTES = 1 << 20  # smaller weights stay: together they are a percent of a real model
 
@@ -29,10 +30,12 @@ class LayerPlan:
     keep: Mapping[str, str] = field(default_factory=dict)
 
 
-def plan_layers(checkpoint: Checkpoint, min_bytes: int = MIN_BYTES, weights: str = "nf4") -> LayerPlan:
-    """Decide for every tensor; raises ValueError for 8-bit sources.
+def plan_layers(checkpoint: Checkpoint, min_bytes: int = MIN_BYTES, weights: str = "nf4",
+                linears: Container[str] | None = None) -> LayerPlan:
+    """Decide for every tensor; raises ValueError for weights that cannot be unpacked.
 
-    min_bytes: weights that take fewer bytes in 16 bits stay as they are. A file with packed weights is taken as it is:
+    min_bytes: weights that take fewer bytes in 16 bits stay as they are. linears: names of the weights of linear
+    layers, where they are known (else every matrix is taken for one). A file with packed weights is taken as it is:
     whoever packed them has chosen what to leave.
     """
     tensors = checkpoint.tensors
@@ -40,33 +43,33 @@ def plan_layers(checkpoint: Checkpoint, min_bytes: int = MIN_BYTES, weights: str
     form = None if stored or weights == "original" else weights
     quantize, keep = {}, {}
     for name, header in tensors.items():
-        if name in stored or is_part_of_stored(tensors, name):
+        if name in stored or is_part_of_stored(tensors, name) or fp8.is_part(tensors, name):
             continue
-        _refuse_foreign(name, header, checkpoint)
+        fp8.check(tensors, name, checkpoint.path.name)
         reason = _reason_to_keep(name, header, checkpoint.family, min_bytes, form)
+        if reason is None and linears is not None and name not in linears:
+            reason = "no linear layer"
         if reason is None:
-            quantize[name] = form
+            quantize[name] = "int8" if _is_fine(name, checkpoint.family) else form
         else:
             keep[name] = reason
     return LayerPlan(weights, quantize, stored, keep)
 
 
-def _refuse_foreign(name: str, header: TensorHeader, checkpoint: Checkpoint) -> None:
-    if header.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-        raise ValueError(message(
-            f"NF4 needs '{checkpoint.path.name}' in 16 or 32 bits", f"{name} in {dtype_name(header.dtype)}",
-            "fp32, fp16, bf16, or bitsandbytes NF4",
-            "Take the fp16 or bf16 file, or set weights to 'original'."))
+def _is_fine(name: str, family: Family) -> bool:
+    return any(part in name for part, _ in family.fine)
 
 
 def _reason_to_keep(name: str, header: TensorHeader, family: Family, min_bytes: int, form: str | None) -> str | None:
-    if header.dtype not in SOURCE_DTYPES:
+    if header.dtype not in (*SOURCE_DTYPES, *fp8.DTYPES):
         return "tokenizer or other data"
     for part, reason in family.keep:
         if part in name:
             return reason
-    if not name.endswith(".weight") or len(header.shape) != 2:
+    if not name.endswith(".weight") or len(header.shape) < 2:
         return "norm, bias or modulation"
+    if len(header.shape) > 2:
+        return "convolution"
     if form == "nf4" and header.shape[1] % 2:
         return "odd number of columns"
     if 2 * torch.Size(header.shape).numel() < min_bytes:

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from ..common.progress import SILENT, Progress
+from . import fp8
 from .cache import HEADER_BYTES, SafetensorsWriter, cache_key, cache_path, read_cache, refuse_without_room
 from .codecs import CODECS
-from .files import open_tensors
+from .files import TensorFile, open_tensors
 from .formats import Checkpoint
 from .plan import LayerPlan
 
@@ -26,11 +27,11 @@ def read_weights(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, 
                  writer: SafetensorsWriter | None = None) -> dict[str, torch.Tensor]:
     """A state dict on the CPU in the codecs' key layout, the weights of plan.quantize packed.
 
-    device: where the quantising is done. Tensors that stay keep the dtype of the file. Peak RAM is the result plus the
-    largest tensor, for torch files plus 256 MB; where nothing is to be quantised the result is the mapped file. writer:
-    is given every tensor. Cancel leaves nothing behind.
+    device: where the quantising is done. Tensors that stay keep the dtype of the file, those in fp8 become
+    checkpoint.dtype. Peak RAM is the result plus the largest tensor, for torch files plus 256 MB; where nothing is to
+    be done the result is the mapped file. writer: is given every tensor. Cancel leaves nothing behind.
     """
-    if not plan.quantize:
+    if not plan.quantize and not checkpoint.fp8:
         progress.update(checkpoint.bytes, checkpoint.bytes)
         return map_weights(checkpoint)
     state = {}
@@ -38,16 +39,10 @@ def read_weights(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, 
     with open_tensors(checkpoint.path) as file:
         for name, header in checkpoint.tensors.items():
             progress.check_cancel()
-            tensor = file.get(header.key)
-            if name in plan.quantize:
-                codec = CODECS[plan.quantize[name]]
-                new = codec.to_state_dict(codec.quantize(tensor.to(device)).to("cpu"), name)
-            else:
-                new = {name: tensor.clone()}
+            new = _read_one(file, checkpoint, plan, name, device)
             state.update(new)
             for key, value in new.items() if writer else ():
                 writer.add(key, value)
-            del tensor
             file.release()
             done += header.bytes
             progress.update(done, total)
@@ -55,6 +50,22 @@ def read_weights(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, 
                 percent = done * 100 // total
                 progress.say(f"{checkpoint.path.name}: {percent} % of {total / 1e6:.0f} MB")
     return state
+
+
+def _read_one(file: TensorFile, checkpoint: Checkpoint, plan: LayerPlan, name: str, device: torch.device,
+              ) -> dict[str, torch.Tensor]:
+    """What the tensor `name` becomes; nothing for scales that go into their weight."""
+    tensors = checkpoint.tensors
+    if fp8.is_part(tensors, name):
+        return {}
+    tensor = file.get(tensors[name].key)
+    if name in checkpoint.fp8:
+        scale = fp8.scale_of(tensors, name)
+        tensor = fp8.to_numbers(tensor.to(device), file.get(tensors[scale].key) if scale else None, checkpoint.dtype)
+    if name not in plan.quantize:
+        return {name: tensor.to("cpu", copy=True)}
+    codec = CODECS[plan.quantize[name]]
+    return codec.to_state_dict(codec.quantize(tensor.to(device)).to("cpu"), name)
 
 
 def read_weights_cached(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, progress: Progress,
@@ -71,15 +82,20 @@ def read_weights_cached(checkpoint: Checkpoint, plan: LayerPlan, device: torch.d
     if state is not None:
         return state, f"cache: read from {path.name}"
     was_there = path.exists()
-    tensors = checkpoint.tensors
-    needed = HEADER_BYTES + sum(header.bytes for name, header in tensors.items() if name not in plan.quantize)
-    needed += sum(CODECS[form].packed_bytes(*tensors[name].shape) + 2048 for name, form in plan.quantize.items())
-    refuse_without_room(path, needed, "The cache")
-    with _writer(path, len(tensors) * TENSORS_PER_WEIGHT, key) as (writer, trouble):
+    refuse_without_room(path, _cache_bytes(checkpoint, plan), "The cache")
+    with _writer(path, len(checkpoint.tensors) * TENSORS_PER_WEIGHT, key) as (writer, trouble):
         state = read_weights(checkpoint, plan, device, progress, writer)
     if trouble:
         return state, f"cache: not written ({trouble[0]})"
     return state, f"cache: {'an old one replaced' if was_there else 'written'}, {path.name}"
+
+
+def _cache_bytes(checkpoint: Checkpoint, plan: LayerPlan) -> int:
+    tensors = checkpoint.tensors
+    kept = sum(header.bytes * (checkpoint.dtype.itemsize if name in checkpoint.fp8 else 1)
+               for name, header in tensors.items() if name not in plan.quantize)
+    packed = sum(CODECS[form].packed_bytes(*tensors[name].shape) + 2048 for name, form in plan.quantize.items())
+    return HEADER_BYTES + kept + packed
 
 
 def map_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

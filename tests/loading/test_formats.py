@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pack.nodes.loading import formats, nf4
+from pack.nodes.loading import families, formats, nf4
 from pack.nodes.loading.plan import plan_layers
 from pack.nodes.loading.report import describe_load
 from safetensors.torch import load_file, save_file
@@ -25,8 +25,8 @@ def test_reads_the_header_only(toyworld: Path) -> None:
 def test_recognises_wan_under_every_prefix(prefix: str, tmp_path: Path) -> None:
     path = write_markers(tmp_path, prefix)
     checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
-    assert checkpoint.family is formats.WAN
-    assert set(checkpoint.tensors) == set(formats.WAN.markers)
+    assert checkpoint.family is families.WAN
+    assert set(checkpoint.tensors) == set(families.WAN.markers)
     assert checkpoint.tensors[BLOCK].key == prefix + BLOCK
 
 
@@ -56,10 +56,16 @@ def test_plan_keeps_matrices_with_an_odd_number_of_columns(tmp_path: Path) -> No
     assert plan.keep["blocks.0.ffn.0.weight"] == "odd number of columns"
 
 
-def test_plan_refuses_eight_bit_files(tmp_path: Path) -> None:
-    path = write_markers(tmp_path, "", **{"blocks.0.ffn.0.weight": torch.zeros(4, 4).to(torch.float8_e4m3fn)})
-    with pytest.raises(ValueError, match=r"in 16 or 32 bits, but got blocks.0.ffn.0.weight in float8_e4m3fn; allowed"):
-        plan_layers(formats.read_checkpoint(path, formats.DIFFUSION_MODELS))
+def test_odd_columns_are_no_matter_for_int8(tmp_path: Path) -> None:
+    path = write_markers(tmp_path, "", **{"blocks.0.ffn.0.weight": torch.zeros(4, 3)})
+    plan = plan_layers(formats.read_checkpoint(path, formats.DIFFUSION_MODELS), 0, "int8")
+    assert plan.quantize["blocks.0.ffn.0.weight"] == "int8"
+
+
+def test_matrices_that_no_linear_layer_holds_stay(toyworld: Path) -> None:
+    checkpoint = formats.read_checkpoint(toyworld / "toyworld_dit_fp16.safetensors", formats.DIFFUSION_MODELS)
+    plan = plan_layers(checkpoint, 0, "nf4", linears={BLOCK})
+    assert plan.quantize == {BLOCK: "nf4"} and plan.keep["blocks.1.ffn.0.weight"] == "no linear layer"
 
 
 def test_files_that_are_nf4_already_are_recognised(tmp_path: Path) -> None:
@@ -86,6 +92,6 @@ def test_report_counts_layers_bytes_and_reasons(toyworld: Path) -> None:
 
 def write_markers(folder: Path, prefix: str, **more: torch.Tensor) -> Path:
     """The smallest file that is a Wan model by its names."""
-    tensors = {marker: torch.zeros(2, 2, dtype=torch.float16) for marker in formats.WAN.markers} | more
+    tensors = {marker: torch.zeros(2, 2, dtype=torch.float16) for marker in families.WAN.markers} | more
     save_file({prefix + name: tensor for name, tensor in tensors.items()}, folder / "wan.safetensors")
     return folder / "wan.safetensors"

@@ -18,11 +18,11 @@ for name, folder in (("pack", root), ("pack.nodes", root / "nodes")):
     module.__path__ = [str(folder)]
 import torch
 from pack.nodes.common.progress import SILENT
-from pack.nodes.loading import files, formats, nf4, streaming
+from pack.nodes.loading import families, files, formats, nf4, streaming
 from pack.nodes.loading.plan import plan_layers
 with files.open_tensors(path) as file:
     headers = dict(file.headers)
-checkpoint = formats.Checkpoint(pathlib.Path(path), formats.WAN, headers, {})
+checkpoint = formats.Checkpoint(pathlib.Path(path), families.WAN, headers, {})
 plan = plan_layers(checkpoint)
 nf4.quantize(torch.randn(512, 512))
 def peak():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from pack.nodes.loading import files, formats
+from pack.nodes.loading import families, files, formats
 from pack.nodes.loading.plan import plan_layers
 from pack.nodes.loading.report import describe_load, describe_original
 from pack.nodes.loading.streaming import map_weights, read_weights
@@ -67,7 +67,7 @@ def dit(toyworld: Path) -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest Wan by its names, with two matrices to quantise; one is stored transposed in torch files."""
     generator = torch.Generator().manual_seed(0)
-    state = {name: torch.randn(4, 64, generator=generator).half() for name in formats.WAN.markers}
+    state = {name: torch.randn(4, 64, generator=generator).half() for name in families.WAN.markers}
     state["blocks.0.ffn.0.weight"] = torch.randn(64, 8, generator=generator).half()
     path = tmp_path_factory.mktemp("small") / "wan.safetensors"
     save_file(state, path)
@@ -90,8 +90,8 @@ def test_every_ending_is_read(small: Path, tmp_path: Path, suffix: str) -> None:
 def test_strided_and_shared_tensors_are_read_right(small: Path, tmp_path: Path) -> None:
     state = load_file(small)
     state["blocks.0.ffn.0.weight"] = state["blocks.0.ffn.0.weight"].T.contiguous().T
-    whole = torch.cat([state[name] for name in formats.WAN.markers])
-    state |= dict(zip(formats.WAN.markers, whole.split(4), strict=True))
+    whole = torch.cat([state[name] for name in families.WAN.markers])
+    state |= dict(zip(families.WAN.markers, whole.split(4), strict=True))
     assert_same(read_nf4(save(state, tmp_path / "wan.pt")), read_nf4(small))
 
 

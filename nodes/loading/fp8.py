@@ -1,0 +1,70 @@
+"""fp8 weights of other people's files, plain or scaled, and how they become numbers again.
+
+A scaled file has a number beside each weight, `<layer>.scale_weight` (with a tensor `scaled_fp8` in the file) or
+`<layer>.weight_scale`, by which its values are multiplied; some have one number per row. What else lies there serves
+arithmetic in fp8, which is not done here. Sources: ComfyUI's QUANTIZATION.md and scaled_fp8_ops (0.3.75); its
+`comfy_quant` tensors (0.3.76 and later).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ..common.errors import message
+from .files import TensorHeader
+from .quant_state import dtype_name
+
+DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+SCALES = (".scale_weight", ".weight_scale")
+UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
+MARKER = "scaled_fp8"
+_CHUNK_VALUES = 1 << 24
+
+
+def scale_of(tensors: Mapping[str, TensorHeader], name: str) -> str | None:
+    """The name of the scale of the fp8 weight `name`; None for plain fp8."""
+    layer = name.removesuffix(".weight")
+    return next((layer + ending for ending in SCALES if layer + ending in tensors), None)
+
+
+def is_part(tensors: Mapping[str, TensorHeader], name: str) -> bool:
+    """Whether the tensor `name` lies there for an fp8 weight's sake."""
+    if name == MARKER:
+        return True
+    ending = next((ending for ending in SCALES + UNUSED if name.endswith(ending)), None)
+    return ending is not None and f"{name.removesuffix(ending)}.weight" in tensors
+
+
+def check(tensors: Mapping[str, TensorHeader], name: str, file: str) -> None:
+    """Raise ValueError for a weight whose packed form cannot be read: other integers, scales per block."""
+    header, scale = tensors[name], scale_of(tensors, name)
+    got = None
+    if header.dtype in (torch.int8, torch.uint8) and name.endswith(".weight"):
+        got = f"{name} in {dtype_name(header.dtype)} of another quantiser"
+    elif header.dtype in DTYPES and scale is not None:
+        shape = tensors[scale].shape
+        if torch.Size(shape).numel() != 1 and shape not in ((header.shape[0],), (header.shape[0], 1)):
+            got = f"{name} with scales of shape {list(shape)}"
+    if got is not None:
+        raise ValueError(message(
+            f"The weights of '{file}' must be in a form that can be unpacked", got,
+            "fp32, fp16, bf16, fp8 with one scale per weight or row, NF4 and FP4 of bitsandbytes, int8 of this pack",
+            "Take the fp16, bf16 or fp8 file, or set weights to 'original'."))
+
+
+def to_numbers(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """`weight` in float16, bfloat16 or float32, on its device; products are taken in float32 and rounded once.
+
+    scale: one number, or one per row.
+    """
+    if scale is None:
+        return weight.to(dtype)
+    scale = scale.to(weight.device, torch.float32).reshape(-1, *[1] * (weight.ndim - 1))  # [1 or rows, 1, ...]
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    rows = max(1, _CHUNK_VALUES // max(1, weight[0].numel()))
+    for start in range(0, weight.shape[0], rows):
+        part = slice(start, start + rows)
+        out[part] = weight[part].float() * (scale[part] if scale.shape[0] > 1 else scale)
+    return out
