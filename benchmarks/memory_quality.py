@@ -117,8 +117,12 @@ def judge(frames: torch.Tensor, film: Film, is_away: bool) -> list[bool]:
     return [bool(seen.body == body), bool(seen.hat == hat), bool(seen.shape == shape)]
 
 
-def film_judge(comfyui: Path, scratch: Path) -> Callable[[Row, int], list[list[bool]]]:
-    """`measure(row, seed)` -> [clips][body, hat, shape], made by the pack's own code inside this ComfyUI."""
+def film_judge(comfyui: Path, scratch: Path, kinds: tuple[str, ...] = ("original", "nf4"),
+               ) -> Callable[[Row, int], list[list[bool]]]:
+    """`measure(row, seed)` -> [clips][body, hat, shape], made by the pack's own code inside this ComfyUI.
+
+    kinds: the kinds of weights that rows may ask for.
+    """
     start(comfyui)
     import comfy.utils
     from pack.nodes.loading.bridge import load_diffusion_model
@@ -127,7 +131,7 @@ def film_judge(comfyui: Path, scratch: Path) -> Callable[[Row, int], list[list[b
     def file(name: str) -> str:
         return str(TOYWORLD / f"toyworld_{name}_fp16.safetensors")
 
-    models = {weights: load_diffusion_model(file("dit"), weights, min_bytes=0)[0] for weights in ("original", "nf4")}
+    models = {weights: load_diffusion_model(file("dit"), weights, min_bytes=0)[0] for weights in kinds}
     encoder = load_text_encoder(file("te"), "original")[0]
     vae = WanVAE.from_state_dict(comfy.utils.load_torch_file(file("vae"))).eval()  # core's numbers, 7 times as fast
 
