@@ -30,8 +30,8 @@ class ClipStart:
     """What a clip begins with.
 
     frames: [n, H, W, 3] float 0..1 given to the model as the clip's first ones, or None. dropped: latents at the
-    beginning of the sampled clip that are not part of the film. is_anchored: the film's first frame is among the frames
-    again. is_continued: the frames are the clip's before this one.
+    beginning of the sampled clip that are not part of the film. is_anchored: the first of the frames is the film's
+    first one again. is_continued: the frames behind it, or all of them, are the clip's before this one.
     """
 
     frames: torch.Tensor | None
@@ -40,11 +40,11 @@ class ClipStart:
     is_continued: bool = False
 
 
-def check_latent_spec(spec: MemorySpec, max_overlap: int) -> None:
+def check_latent_spec(spec: MemorySpec, max_overlap: int, min_overlap: int = 1) -> None:
     """Raise ValueError for an overlap that the checkpoint cannot take, or a colour hold outside 0..1."""
-    if not 1 <= spec.overlap_latents <= max_overlap:
+    if not min_overlap <= spec.overlap_latents <= max_overlap:
         raise ValueError(message("Persistent Memory: the overlap does not fit this checkpoint", spec.overlap_latents,
-                                 f"1 to {max_overlap} latents", "Change the overlap."))
+                                 f"{min_overlap} to {max_overlap} latents", "Change the overlap."))
     if not 0 <= spec.colour_hold <= 1:
         raise ValueError(message("Persistent Memory: the colour hold is out of range", spec.colour_hold,
                                  "0 (off) to 1", "Take 0.3."))
@@ -91,11 +91,16 @@ def make_anchor(latents: torch.Tensor, frame: torch.Tensor, first: torch.Tensor 
     return Anchor(kept.clone(), to_bytes(frame), *channel_statistics(latents))
 
 
-def remember(memory: VideoMemory, latents: torch.Tensor, frames: torch.Tensor, anchor: Anchor) -> VideoMemory:
-    """The memory after a clip of latents [C, n, h, w] (normalised, overlap removed) whose last frames are `frames`."""
+def remember(memory: VideoMemory, latents: torch.Tensor, frames: torch.Tensor, anchor: Anchor,
+             made: int | None = None) -> VideoMemory:
+    """The memory after a clip of latents [C, n, h, w] (normalised, overlap removed) whose last frames are `frames`.
+
+    made: latents that the film grew by, where a latent holds one frame instead of four (SVD); None = n.
+    """
     latents = latents.detach().to("cpu", torch.float32)
+    made = latents.shape[1] if made is None else made
     tail = latents if memory.tail is None else torch.cat((memory.tail, latents), 1)
-    return replace(memory, latents_done=memory.latents_done + latents.shape[1], clips_done=memory.clips_done + 1,
+    return replace(memory, latents_done=memory.latents_done + made, clips_done=memory.clips_done + 1,
                    tail=tail[:, -TAIL_LATENTS:].clone(), anchor=anchor,
                    overlap=to_bytes(frames[-frames_to_keep(memory.spec):]))
 

@@ -19,9 +19,9 @@ class LatentRecipe:
 
     family: one of latent_strategy.FAMILIES, or "svd". model: (family, kind) that ModelFacts must say. fps: pixel frames
     per second. frames: length of the clips it was trained on. shift: of the noise levels, 0 = as the model comes.
-    boundary: noise level below which the low noise model of a pair samples, 0 = no pair. overlap, max_overlap: latents.
-    needs_start: it cannot begin from text. reanchors: it can be given the film's first frame again (others always
-    have it, or have no place for it). clip_vision: "" = not used, "optional" or "needed".
+    boundary: noise level below which the low noise model of a pair samples, 0 = no pair. overlap, max_overlap,
+    min_overlap: latents. needs_start: it cannot begin from text. reanchors: it can be given the film's first frame
+    again (others always have it, or have no place for it). clip_vision: "" = not used, "optional" or "needed".
     """
 
     label: str
@@ -40,6 +40,7 @@ class LatentRecipe:
     needs_start: bool = True
     reanchors: bool = True
     clip_vision: str = ""
+    min_overlap: int = 1
 
 
 LATENT_RECIPES: dict[str, LatentRecipe] = {
@@ -52,7 +53,7 @@ LATENT_RECIPES: dict[str, LatentRecipe] = {
     "wan21_vace": LatentRecipe("Wan 2.1 VACE 1.3B or 14B", "vace", ("wan", "vace"), 16, 81, 50, 5.0, 16.0, overlap=3,
                                needs_start=False, reanchors=False),
     "wan22_svi_pro": LatentRecipe("Wan 2.2 I2V A14B with the SVI 2.0 Pro LoRAs", "svi", ("wan", "i2v"), 16, 81, 40, 3.5,
-                                  5.0, boundary=0.9, overlap=2, reanchors=False),
+                                  5.0, boundary=0.9, overlap=2, reanchors=False, min_overlap=2),
     "hunyuan_i2v": LatentRecipe("HunyuanVideo I2V (v1, concat)", "frames", ("hunyuan", "i2v"), 24, 129, 50, 1.0, 7.0,
                                 "euler"),
     "hunyuan_i2v_v2": LatentRecipe("HunyuanVideo I2V (v2, replace)", "hunyuan_v2", ("hunyuan", "t2v"), 24, 129, 50, 1.0,

@@ -23,9 +23,10 @@ VACE_STRIDE = 8
 class Given:
     """What a clip is made from.
 
-    latents: N, of the whole sampled clip. frames: its first ones, or None. anchor_frame: [1, H, W, 3], or None.
-    anchor_latent: [1, C, 1, h, w], or None. motion: [1, C, m, h, w], the last latents of the clip before, or None.
-    encode: frames -> latents. blank: normalised zeros of any shape, un-normalised.
+    latents: N, of the whole sampled clip. frames: its first ones, or None. anchor_frame: [1, H, W, 3], the film's first
+    one, or None. anchor_latent: [1, C, 1, h, w], its encoding, or None. motion: [1, C, m, h, w], the last latents of
+    the clip before, or None. encode: frames -> latents. blank: the model's process_latent_out, which makes normalised
+    zeros of zeros.
     """
 
     geometry: Geometry
@@ -87,8 +88,10 @@ def _i2v(given: Given) -> Keys:
 
 def _svi(given: Given) -> Keys:
     image = given.blank(given.empty())
-    parts = [part for part in (given.anchor_latent, given.motion) if part is not None]
-    known = torch.cat(parts, 2)[:, :, : given.latents]
+    if given.motion is not None:
+        known = torch.cat((given.anchor_latent, given.motion), 2)
+    else:  # a scene begins: with its own picture, or with the film's first frame
+        known = given.anchor_latent if given.frames is None else given.encode(given.frames[:1])
     image[:, :, : known.shape[2]] = known
     return Keys(given.empty(), {"concat_latent_image": image, "concat_mask": given.mask(1)})
 
