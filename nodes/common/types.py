@@ -239,7 +239,7 @@ class RenderPlan:
 
     clip_latents: latents per clip, a multiple of the chunk. spec: the fitted memory. decode_tile_px: 0 decodes whole
     frames. interpolation_batch: frame pairs per RIFE call. budget_bytes: VRAM planned with (RAM on a CPU). phases:
-    predicted peaks. decisions: one plain sentence per decision.
+    predicted peaks. decisions: one plain sentence per decision. decode_caches_in_ram: the decoder's caches rest in RAM.
     """
 
     width: int
@@ -251,6 +251,7 @@ class RenderPlan:
     budget_bytes: int
     phases: tuple[PhaseCost, ...]
     decisions: tuple[str, ...]
+    decode_caches_in_ram: bool = False
 
     @property
     def clip_s(self) -> float:
