@@ -20,6 +20,8 @@ from ..common.types import TEMPORAL_STRIDE, MemorySpec, ModelFacts, PhaseCost
 from ..interpolation.rife import interpolation_bytes
 from ..memory.kv_cache import kv_bytes
 from ..memory.kv_cache import recall_bytes as layer_recall_bytes
+from ..memory.retrieval import ARCHIVE_CHUNKS
+from ..sampling.presets import find_preset
 from ..video.decode import CONTEXT_LATENTS, frame_count
 from ..video.tiles import middle_bytes, tile_spans, tiled_buffer_bytes
 
@@ -35,6 +37,9 @@ ROTATION_BYTES = 1024 + 1024  # per token: the float32 rotation table, [64, 2, 2
 DECODE_VALUES = {"wan21": 5400 / 96, "wan22": 5240 / 160}
 MIDDLE_CHANNELS = {"wan21": 4, "wan22": 6.4}  # of the decoder's middle block, per base channel
 TILE_MARGIN = {"wan21": 20, "wan22": 40}  # pixels around a tile that its dearest layers compute too
+VACE_HIDDEN = 3  # hidden states that VACE's side blocks keep beside the forward: their stream, its skip, the embedding
+CONDITION_CHANNELS = {"i2v": 20, "vace": 96}  # beside the noisy latents, by kind of model
+FRAME_COPIES = {"i2v": 3, "vace": 5}  # of a clip's float32 frames in RAM while what it begins with is encoded (assumed)
 ENCODER_FRAMES = 64  # frames inside x264 at once: 40 of lookahead, references, threads (assumed)
 FFV1_BYTES_PER_PIXEL = 2.0  # lossless RGB, upper end (assumed)
 
@@ -63,6 +68,20 @@ class Job:
     decode_tile_px: int = 0
     interpolation_batch: int = 1
 
+    @property
+    def is_latent(self) -> bool:
+        """Whether the memory is frames: then the whole clip goes through the model at once, and there are no K/V."""
+        return find_preset(self.spec).strategy == "latent"
+
+    @property
+    def forward_latents(self) -> int:
+        """Latents of one forward: a chunk, or the whole clip with what will be trimmed from it."""
+        spec = self.spec
+        if not self.is_latent:
+            return spec.chunk_latents
+        given = max(2 if spec.reanchor_clips else 1, spec.overlap_latents)
+        return self.clip_latents + given + (self.facts.kind == "vace")  # VACE: and its reference in front
+
 
 def phase_costs(job: Job) -> tuple[PhaseCost, ...]:
     """The predicted peaks of every phase, in the order of PHASES."""
@@ -77,12 +96,15 @@ def text_cost(facts: ModelFacts) -> PhaseCost:
 
 
 def sampling_cost(job: Job) -> PhaseCost:
-    """Weights, memory, and the dearest moment of a forward. The memory rests in RAM between clips in any placement."""
-    facts, spec = job.facts, job.spec
+    """Weights, memory, and the dearest moment of a forward. The memory rests in RAM between clips in any placement.
+
+    With CFG one forward is counted: ComfyUI runs both prompts in one only where 1.5 times its own estimate is free.
+    """
+    facts = job.facts
     widest_linear = facts.dim * max(facts.dim, facts.ffn_dim) * facts.dtype_bytes  # dequantised or cast for one use
     vram = (facts.weight_bytes + resident_memory_bytes(job) + forward_bytes(job) + widest_linear
             + latents_bytes(job) + WORKSPACE_BYTES)
-    return PhaseCost("sampling", vram, ram_bytes=memory_bytes(job, spec.capacity_latents), disk_bytes=0)
+    return PhaseCost("sampling", vram, ram_bytes=kept_bytes(job) + _frames_bytes(job), disk_bytes=0)
 
 
 def decode_cost(job: Job) -> PhaseCost:
@@ -97,7 +119,7 @@ def decode_cost(job: Job) -> PhaseCost:
     frames = frame_count(job.clip_latents, CONTEXT_LATENTS)
     area = job.width * job.height
     buffer = _tiled_ram_bytes(job, frames) if job.decode_tile_px else 0
-    memory = memory_bytes(job, job.spec.capacity_latents)
+    memory = kept_bytes(job)
     ram = memory + buffer + 2 * TEMPORAL_STRIDE * 3 * area * FLOAT32
     return PhaseCost("decode", vram, ram, int(frames * area * FFV1_BYTES_PER_PIXEL) + latents_bytes(job) + memory)
 
@@ -133,10 +155,20 @@ def memory_bytes(job: Job, latents: int) -> int:
             + (latents - sink) // spec.chunk_latents * _chunk_bytes(job, spec.precision))
 
 
+def kept_bytes(job: Job) -> int:
+    """K/V of the whole memory in RAM and in its file: those in view and, for retrieval, a full archive."""
+    if job.is_latent:
+        return 0
+    archive = ARCHIVE_CHUNKS * _chunk_bytes(job, job.spec.precision) if job.spec.retrieved_latents else 0
+    return memory_bytes(job, job.spec.capacity_latents) + archive
+
+
 def resident_memory_bytes(job: Job) -> int:
     """K/V on the device while sampling: in VRAM all of it and the chunk being committed; in RAM two layers of all of it
     (one is read while the next one arrives, sampling.prefetch) and one of the chunk that is being committed."""
     spec, facts = job.spec, job.facts
+    if job.is_latent:
+        return 0
     collected = _chunk_bytes(job, "int8" if spec.precision == "4bit" and spec.sink_latents else spec.precision)
     if spec.placement == "vram":
         return memory_bytes(job, spec.capacity_latents) + collected
@@ -144,22 +176,25 @@ def resident_memory_bytes(job: Job) -> int:
 
 
 def forward_bytes(job: Job) -> int:
-    """The dearest moment of one chunk's forward, traced: feed-forward, the turning of q and k, or the recall.
+    """The dearest moment of one forward, traced: feed-forward, the turning of q and k, storing, or the recall.
 
     In units of one hidden state (tokens x dim): feed-forward 3 (the block's input, the stream, the normed stream) and
     the wide row twice (before and after its activation); turning 5 and three float32 temporaries; recall 6.5 (input,
     stream, normed stream, q, k, v and small ones) and recall_bytes.
     """
     facts = job.facts
-    tokens = job.spec.chunk_latents * tokens_per_latent(facts, job.width, job.height)
+    tokens = job.forward_latents * tokens_per_latent(facts, job.width, job.height)
     hidden = tokens * facts.dim * facts.dtype_bytes
     wide = FLOAT32 / facts.dtype_bytes  # one float32 temporary, in hidden states
     feed_forward = int(hidden * (3 + 2 * facts.ffn_dim / facts.dim))
     turning = int(hidden * (5 + 3 * wide))
+    text = TEXT_TOKENS * (2 * TEXT_DIM + 4 * facts.dim) * facts.dtype_bytes
+    aside = tokens * ROTATION_BYTES + text + VACE_HIDDEN * hidden * (facts.kind == "vace")
+    if job.is_latent:
+        return max(feed_forward, turning) + aside
     storing = int(hidden * (6.5 + 4 * wide)) if job.spec.precision != "model" else 0
     recall = int(hidden * 6.5) + recall_bytes(job)
-    text = TEXT_TOKENS * (2 * TEXT_DIM + 4 * facts.dim) * facts.dtype_bytes
-    return max(feed_forward, turning, storing, recall) + tokens * ROTATION_BYTES + text
+    return max(feed_forward, turning, storing, recall) + aside
 
 
 def recall_bytes(job: Job) -> int:
@@ -189,9 +224,17 @@ def _tiled_ram_bytes(job: Job, frames: int) -> int:
 
 
 def latents_bytes(job: Job) -> int:
-    """Noise, samples, the chunk's x and x0 and a copy of the clip, float32."""
-    h, w = job.height // job.facts.spatial_stride, job.width // job.facts.spatial_stride
-    return 5 * job.facts.latent_channels * job.clip_latents * h * w * FLOAT32
+    """Noise, samples, the chunk's x and x0 and a copy of the clip, and the conditions of both prompts; float32."""
+    facts = job.facts
+    h, w = job.height // facts.spatial_stride, job.width // facts.spatial_stride
+    conditions = 2 * CONDITION_CHANNELS.get(facts.kind, 0) * job.forward_latents if job.is_latent else 0
+    return (5 * facts.latent_channels * job.clip_latents + conditions) * h * w * FLOAT32
+
+
+def _frames_bytes(job: Job) -> int:
+    """Frames of a clip in RAM on their way into the VAE, for checkpoints that are given all of them."""
+    copies = FRAME_COPIES.get(job.facts.kind, 0) if job.is_latent else 0
+    return copies * TEMPORAL_STRIDE * job.forward_latents * 3 * job.width * job.height * FLOAT32
 
 
 def _chunk_bytes(job: Job, precision: str) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from ..common.errors import message
 from ..common.types import TEMPORAL_STRIDE, MemorySpec, ModelFacts, PhaseCost, RenderPlan
+from ..sampling.presets import find_preset
 from .cost_model import Job, VaeFacts, phase_costs
 from .probe import GIB, Budget, Machine
 from .report import decisions, gb
@@ -116,9 +117,15 @@ def fit_size(facts: ModelFacts, width: int, height: int) -> tuple[int, int]:
 
 
 def clip_latents_of(spec: MemorySpec, clip_s: float) -> int:
-    """Latents of a clip: the nearest whole number of chunks, at least one."""
+    """Latents of a clip: the nearest whole number of chunks, at least least_clip_latents."""
     chunks = math.floor(clip_s * spec.fps / TEMPORAL_STRIDE / spec.chunk_latents + 0.5)
-    return max(1, chunks) * spec.chunk_latents
+    return max(least_clip_latents(spec), chunks * spec.chunk_latents)
+
+
+def least_clip_latents(spec: MemorySpec) -> int:
+    """One chunk; for a memory of frames as many latents as the next clip begins with."""
+    is_latent = find_preset(spec).strategy == "latent"
+    return max(spec.chunk_latents, spec.overlap_latents) if is_latent else spec.chunk_latents
 
 
 def ladder(start: Job, profile: str, pinned: frozenset[str] = frozenset()) -> tuple[Rung, ...]:
@@ -184,14 +191,18 @@ def _ram_steps(job: Job) -> Iterator[Job]:
 
 
 def _window_steps(job: Job) -> Iterator[Job]:
-    chunk = job.spec.chunk_latents
-    for window in range(job.spec.window_latents - chunk, 0, -chunk):
-        yield replace(job, spec=replace(job.spec, window_latents=window))
+    """The window down to one chunk, then the places for chunks that are brought back; sink and pins hold the hero."""
+    spec, chunk = job.spec, job.spec.chunk_latents
+    for window in range(spec.window_latents - chunk, 0, -chunk):
+        yield replace(job, spec=replace(spec, window_latents=window))
+    shortest = replace(spec, window_latents=min(chunk, spec.window_latents))
+    for retrieved in range(spec.retrieved_latents - chunk, -1, -chunk):
+        yield replace(job, spec=replace(shortest, retrieved_latents=retrieved))
 
 
 def _clip_steps(job: Job) -> Iterator[Job]:
     chunk = job.spec.chunk_latents
-    for latents in range(job.clip_latents - chunk, 0, -chunk):
+    for latents in range(job.clip_latents - chunk, least_clip_latents(job.spec) - 1, -chunk):
         yield replace(job, clip_latents=latents)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..common.types import TEMPORAL_STRIDE, RenderPlan
+from ..memory.words import in_short
 from .cost_model import Job, decode_cost, sampling_cost
 from .probe import GIB, Budget, Machine
 
@@ -32,12 +33,10 @@ def decisions(start: Job, way: Sequence[tuple[str, Job]], chosen: Job, asked_siz
 
 def report(plan: RenderPlan, machine: Machine, budget: Budget, notes: Sequence[str] = ()) -> str:
     """What the gate shows: the plan, peaks per phase, the decisions, and what could not be seen."""
-    spec = plan.spec
     frames = plan.clip_latents * TEMPORAL_STRIDE
     lines = [
         f"{plan.width}x{plan.height}, clips of {plan.clip_s:.2f} s ({plan.clip_latents} latents, {frames} frames, the "
-        f"first clip {frames - 3}). Memory: {spec.sink_latents * TEMPORAL_STRIDE / spec.fps:.1f} s from the start and "
-        f"the last {spec.window_s:.1f} s, {spec.precision}, in {spec.placement.upper()}.",
+        f"first clip {frames - 3}). {in_short(plan.spec)}",
         f"Budget: {gb(plan.budget_bytes)} ({budget.text}).",
         "",
         f"{'phase':<14}{'VRAM':>9}{'room left':>11}{'RAM':>9}{'disk':>9}",
@@ -106,9 +105,16 @@ def _sentence(kind: str, before: Job, after: Job, saved: str) -> str:
     if kind == "ram":
         return f"Memory kept in RAM: saves {saved} of VRAM, costs some time, changes no pixel."
     if kind == "window":
-        return (f"Memory window shortened from {before.spec.window_s:.1f} to {after.spec.window_s:.1f} s: saves "
-                f"{saved} of VRAM; the model sees less of what came before.")
+        given_up = " and ".join(f"{name} from {_seconds(before, field)} to {_seconds(after, field)} s"
+                                for name, field in (("window shortened", "window_latents"),
+                                                    ("places for chunks brought back cut", "retrieved_latents"))
+                                if getattr(before.spec, field) != getattr(after.spec, field))
+        return f"Memory {given_up}: saves {saved} of VRAM; the model sees less of what came before."
     return f"Clips shortened from {_clip_s(before):.1f} to {_clip_s(after):.1f} s: saves {saved} of VRAM."
+
+
+def _seconds(job: Job, field: str) -> str:
+    return f"{getattr(job.spec, field) * TEMPORAL_STRIDE / job.spec.fps:.1f}"
 
 
 def _clip_s(job: Job) -> float:

@@ -95,14 +95,6 @@ def model_facts(model: Any) -> ModelFacts:
     )
 
 
-def wan_facts(model: Any) -> ModelFacts:
-    """model_facts of a Wan-family MODEL; raises ValueError for every other one."""
-    facts = model_facts(model)
-    if facts.family != "wan":
-        raise _not_wan(type(model.model).__name__)
-    return facts
-
-
 def _wan_kind(inner: Any) -> str:
     if hasattr(inner, "vace_blocks"):
         return "vace"

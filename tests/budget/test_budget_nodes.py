@@ -108,11 +108,26 @@ def test_bad_values_over_a_link_are_refused(gate, toy_model, toy_vae, name, valu
         gate.execute(toy_model, toy_vae, TOY_MEMORY, **{**values, name: value})
 
 
-def test_ti2v_5b_is_planned_from_its_shapes_alone(gate):
+def test_ti2v_5b_is_planned_from_its_shapes_alone(gate, empty_5b):
     """A full-size model and VAE of tensors without data, as bf16 files would give them."""
+    assert empty_5b.model_size() == pytest.approx(2 * 4_999_787_712, rel=1e-3)
+    memory = VideoMemory(MemorySpec("longlive_2", 24.0, 8, 8, 24))
+    plan, fitted, width, height, length, text = gate.execute(
+        empty_5b, _empty_wan22_vae(), memory, 1280, 720, 4.0, 24.0, "balanced").result
+    assert (width, height, length) == (1280, 704, 93)
+    assert 9.3 * GIB < plan.phases[1].vram_bytes < plan.budget_bytes
+    assert plan.phases[2].vram_bytes / GIB == pytest.approx(10.1, abs=0.05)
+    assert fitted.spec == plan.spec
+    assert "a 24 GB card" in text
+    with pytest.raises(RuntimeError, match="NF4"):
+        gate.execute(empty_5b, _empty_wan22_vae(), memory, 1280, 720, 4.0, 8.0, "balanced")
+
+
+@pytest.fixture(scope="module")
+def empty_5b():
+    """A full-size TI2V-5B of tensors without data."""
     import comfy.model_base
     import comfy.model_patcher
-    import comfy.sd
     import comfy.supported_models
 
     config = comfy.supported_models.WAN22_T2V({
@@ -120,19 +135,32 @@ def test_ti2v_5b_is_planned_from_its_shapes_alone(gate):
         "in_dim": 48, "out_dim": 48, "patch_size": (1, 2, 2), "text_dim": 4096, "freq_dim": 256})
     config.set_inference_dtype(torch.bfloat16, None)
     with torch.device("meta"):
-        model = comfy.model_patcher.ModelPatcher(
+        return comfy.model_patcher.ModelPatcher(
             config.get_model({}, device="meta"), torch.device("cpu"), torch.device("cpu"))
-    assert model.model_size() == pytest.approx(2 * 4_999_787_712, rel=1e-3)
-    memory = VideoMemory(MemorySpec("longlive_2", 24.0, 8, 8, 24))
-    plan, fitted, width, height, length, text = gate.execute(
-        model, _empty_wan22_vae(), memory, 1280, 720, 4.0, 24.0, "balanced").result
-    assert (width, height, length) == (1280, 704, 93)
-    assert 9.3 * GIB < plan.phases[1].vram_bytes < plan.budget_bytes
-    assert plan.phases[2].vram_bytes / GIB == pytest.approx(10.1, abs=0.05)
-    assert fitted.spec == plan.spec
-    assert "a 24 GB card" in text
-    with pytest.raises(RuntimeError, match="NF4"):
-        gate.execute(model, _empty_wan22_vae(), memory, 1280, 720, 4.0, 8.0, "balanced")
+
+
+def test_ordinary_ti2v_5b_pays_for_the_whole_clip(gate, empty_5b):
+    from pack.nodes.sampling.presets import memory_spec
+
+    def planned(seconds: float, budget: float):
+        return gate.execute(empty_5b, _empty_wan22_vae(), VideoMemory(memory_spec("wan22_ti2v_5b")), 1280, 704, seconds,
+                            budget, "balanced").result
+
+    plan, fitted, _, _, length, text = planned(4.0, 24.0)
+    assert (plan.clip_latents, length) == (24, 93) and fitted.spec == memory_spec("wan22_ti2v_5b")
+    assert 10.95 * GIB - 50e6 < plan.phases[1].vram_bytes < 1.08 * 10.95 * GIB
+    assert "Latent memory: the film's first frame" in text and "one forward is counted" in text
+    shorter = planned(5.0, 12.0)[0]
+    assert shorter.clip_latents < 30 and "Clips shortened from 5.0 to" in "".join(shorter.decisions)
+
+
+@pytest.mark.parametrize(("kind", "name"), [
+    ("hunyuan_v2", "HunyuanVideo"), ("hunyuan15", "HunyuanVideo15"), ("svd", "SVD_img2vid")])
+def test_models_that_are_not_wan_get_a_sentence_in_place_of_a_number(gate, toy_vae, kind, name):
+    from ..sampling.latent_models import model
+
+    with pytest.raises(ValueError, match=f"cannot say what this model needs, but got '{name}'.*Leave the gate out"):
+        gate.execute(model(kind), toy_vae, TOY_MEMORY, 128, 80, 3.0, 12.0, "balanced")
 
 
 def _empty_wan22_vae():

@@ -10,12 +10,16 @@ from pack.nodes.budget.cost_model import (
     Job,
     VaeFacts,
     decode_cost,
+    forward_bytes,
+    kept_bytes,
     memory_bytes,
     phase_costs,
+    resident_memory_bytes,
     sampling_cost,
     tokens_per_latent,
 )
 from pack.nodes.common.types import MemorySpec, ModelFacts
+from pack.nodes.sampling.presets import memory_spec
 from pack.nodes.video.decode import CONTEXT_LATENTS
 
 GIB = 2**30
@@ -81,6 +85,71 @@ def test_every_concession_costs_less_than_what_it_replaces():
     assert tiled.vram_bytes < whole.vram_bytes / 2
     middle = (24 + CONTEXT_LATENTS) * 44 * 80 * 1024 * 2
     assert tiled.ram_bytes - whole.ram_bytes == 96 * 1280 * 704 * 3 * 2 + middle
+
+
+def latent(facts=TI2V_5B, preset="wan22_ti2v_5b", size=(1280, 704), clip_latents=24, vae=WAN22_VAE, **spec) -> Job:
+    return Job(facts, vae, *size, clip_latents, replace(memory_spec(preset), **spec))
+
+
+@pytest.mark.parametrize(("facts", "preset", "size", "latents", "weights_gib", "measured_gib"), [
+    (TI2V_5B, "wan22_ti2v_5b", (1280, 704), 25, 9.313, 10.95),
+    (TI2V_5B, "wan22_ti2v_5b", (1280, 704), 25, 2.53, 4.17),
+    (replace(T2V_14B, kind="i2v"), "wan21_i2v_14b", (1280, 720), 17, 7.25, 13.17),
+])
+def test_whole_clip_of_an_ordinary_checkpoint_is_near_the_measured_peak(facts, preset, size, latents, weights_gib,
+                                                                        measured_gib):
+    """What was measured is one forward over so many latents: the clip, and the one that it begins with."""
+    asked = latent(replace(facts, weight_bytes=int(weights_gib * GIB)), preset, size, latents - 1)
+    assert asked.forward_latents == latents
+    predicted = sampling_cost(asked).vram_bytes / GIB
+    assert measured_gib - 0.05 < predicted < 1.08 * measured_gib
+
+
+def test_ordinary_checkpoints_have_no_keys_and_values_and_pay_for_the_whole_clip():
+    asked = latent()
+    assert kept_bytes(asked) == resident_memory_bytes(asked) == 0
+    for other in (latent(precision="4bit"), latent(placement="ram"), latent(window_latents=24)):
+        assert phase_costs(other) == phase_costs(asked)
+    short, long = (forward_bytes(latent(clip_latents=latents)) for latents in (11, 23))
+    tokens = 12 * 880
+    assert long - short == pytest.approx(tokens * (3072 * 2 * (3 + 2 * 14336 / 3072) + 2048), rel=1e-6)
+
+
+@pytest.mark.parametrize(("preset", "kind", "spec", "latents"), [
+    ("wan22_ti2v_5b", "ti2v", {}, 25), ("wan22_ti2v_5b", "ti2v", {"overlap_latents": 3}, 27),
+    ("wan22_ti2v_5b", "ti2v", {"reanchor_clips": 2}, 26), ("wan21_vace", "vace", {}, 28),
+    ("wan22_svi_pro", "i2v", {}, 26), ("toyworld", "t2v", {}, 3),
+])
+def test_latents_of_a_forward_count_overlap_and_reference(preset, kind, spec, latents):
+    assert latent(replace(TI2V_5B, kind=kind), preset, **spec).forward_latents == latents
+
+
+def test_conditions_and_frames_are_counted_for_checkpoints_that_are_given_the_whole_clip():
+    text, image = (latent(replace(T2V_14B, kind=kind), "wan21_i2v_14b", (1280, 720), 20) for kind in ("t2v", "i2v"))
+    conditions = 2 * 20 * 21 * 90 * 160 * 4
+    assert sampling_cost(image).vram_bytes - sampling_cost(text).vram_bytes == conditions
+    assert sampling_cost(image).ram_bytes == 3 * 84 * 3 * 1280 * 720 * 4 and sampling_cost(text).ram_bytes == 0
+
+
+def test_pins_and_retrieval_cost_what_a_window_of_their_length_costs():
+    spec = memory_spec("longlive_2", prompt_change="pin", retrieved_s=1.0, window_s=2.0)
+    places = replace(job(), spec=spec)
+    window = replace(job(), spec=replace(spec, pinned_latents=0, retrieved_latents=0, window_latents=32))
+    assert (spec.pinned_latents, spec.retrieved_latents, spec.window_latents) == (8, 8, 16)
+    assert sampling_cost(places).vram_bytes == sampling_cost(window).vram_bytes
+
+
+def test_an_archive_is_counted_in_ram_and_on_disk():
+    spec = memory_spec("longlive_2", retrieved_s=1.0)
+    with_archive = replace(job(), spec=spec)
+    without = replace(with_archive, spec=replace(spec, retrieved_latents=0, window_latents=16))
+    archive = 16 * 8 * 324.4e6
+    assert kept_bytes(with_archive) - kept_bytes(without) == pytest.approx(archive, rel=0.002)
+    for phase in (1, 2):
+        more, less = phase_costs(with_archive)[phase], phase_costs(without)[phase]
+        assert more.ram_bytes - less.ram_bytes == pytest.approx(archive, rel=0.002)
+        assert more.vram_bytes == less.vram_bytes
+    assert decode_cost(with_archive).disk_bytes - decode_cost(without).disk_bytes == pytest.approx(archive, rel=0.002)
 
 
 def test_disk_holds_the_memory_that_is_saved_with_every_clip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,12 +16,15 @@ from pack.nodes.budget.planner import (
     budget_of,
     check_request,
     clip_latents_of,
+    fits,
     ladder,
     make_plan,
 )
 from pack.nodes.budget.probe import Budget, CardView, Machine
-from pack.nodes.budget.report import gb, report
+from pack.nodes.budget.report import decisions, gb, report
 from pack.nodes.common.types import MemorySpec, ModelFacts
+from pack.nodes.memory.state import empty_memory
+from pack.nodes.sampling.presets import memory_spec
 
 GIB = 2**30
 WAN22_VAE = VaeFacts("wan22", 160, 16, int(1.3126 * GIB), 2)
@@ -176,6 +180,61 @@ def test_ladder_leaves_out_what_saves_nothing():
 def test_pinned_steps_are_not_taken():
     plan = plan_5b(card(9), pinned=frozenset({"int8", "4bit", "window"}))
     assert (plan.spec.precision, plan.spec.window_latents, plan.spec.placement) == ("model", 24, "ram")
+
+
+def plan_of(spec: MemorySpec, budget: Budget, clip_s: float = 4.0, profile: str = "balanced", facts=NF4_5B):
+    return make_plan(facts, WAN22_VAE, 1280, 704, clip_s, spec, profile, budget)
+
+
+def test_pins_and_retrieval_are_kept_while_they_fit():
+    spec = memory_spec("longlive_2", prompt_change="pin", retrieved_s=1.0)
+    plan = plan_of(spec, card(60))
+    assert plan.spec == spec and "nothing was given up" in plan.decisions[0]
+
+
+def test_window_goes_before_retrieval_and_pins_stay():
+    spec = memory_spec("longlive_2", 4.0, prompt_change="pin", retrieved_s=2.0, precision="4bit", placement="ram")
+    start = Job(NF4_5B, WAN22_VAE, 1280, 704, 24, spec)
+    shapes = [(r.job.spec.pinned_latents, r.job.spec.retrieved_latents, r.job.spec.window_latents)
+              for r in ladder(start, "balanced") if set(r.steps) <= {"window"}]
+    assert shapes == [(8, 16, 24), (8, 16, 16), (8, 16, 8), (8, 8, 8), (8, 0, 8)]
+    for rung in ladder(start, "balanced"):
+        empty_memory(rung.job.spec)  # raises where places are no whole chunks
+
+
+def test_what_a_shorter_memory_gave_up_is_said():
+    spec = memory_spec("longlive_2", 4.0, retrieved_s=1.0, precision="4bit", placement="ram")
+    way = ladder(Job(NF4_5B, WAN22_VAE, 1280, 704, 8, spec), "balanced")
+    text = decisions(way[0].job, [("window", way[-1].job)], way[-1].job, (1280, 704), 8 / 6)[-1]
+    assert text.startswith("Memory window shortened from 4.0 to 1.3 s and places for chunks brought back cut from 1.3 "
+                           "to 0.0 s: saves")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_an_ordinary_checkpoint_gives_up_length_alone(profile):
+    spec = memory_spec("wan22_ti2v_5b")
+    steps = {step for rung in ladder(Job(NF4_5B, WAN22_VAE, 1280, 704, 30, spec), profile) for step in rung.steps}
+    assert steps == {"clip"}
+    plan = plan_of(spec, card(4.6), 5.0, profile)
+    assert plan.spec == spec and 1 <= plan.clip_latents < 30 == clip_latents_of(spec, 5.0)
+    assert any(sentence.startswith("Clips shortened from 5.0 to") for sentence in plan.decisions)
+    longer = replace(Job(NF4_5B, WAN22_VAE, 1280, 704, plan.clip_latents + 1, spec), decode_tile_px=plan.decode_tile_px)
+    assert not fits(longer, card(4.6))
+
+
+def test_a_clip_is_never_shorter_than_what_the_next_one_begins_with():
+    spec = memory_spec("wan22_ti2v_5b", overlap_latents=3)
+    assert clip_latents_of(spec, 0.1) == 3
+    rungs = ladder(Job(NF4_5B, WAN22_VAE, 1280, 704, 6, spec), "balanced")
+    assert [rung.job.clip_latents for rung in rungs] == [6, 5, 4, 3]
+
+
+def test_report_says_what_a_memory_keeps_in_its_own_words():
+    budget = budget_of(CARD_12)
+    rolling = report(plan_of(memory_spec("longlive_2", prompt_change="pin"), budget), CARD_12, budget)
+    assert "1.33 s from the start, 1.33 s pinned and the last 1.33 s" in rolling
+    frames = report(plan_of(memory_spec("wan22_ti2v_5b"), budget), CARD_12, budget)
+    assert "Latent memory: the film's first frame, the last frame of the clip before, colours held by 0.3." in frames
 
 
 def test_each_concession_is_a_sentence_with_its_saving():
