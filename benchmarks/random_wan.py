@@ -12,25 +12,27 @@ def write_wan(path: Path, *, dim: int = 1536, ffn: int = 8960, layers: int = 30,
               dtype: torch.dtype = torch.bfloat16) -> Path:
     """A text-to-video Wan 2.1 file with random weights; the defaults are the 1.3B model's sizes."""
     generator = torch.Generator().manual_seed(0)
+    save_file({name: torch.empty(shape, dtype=dtype).normal_(0, 0.02, generator=generator)
+               for name, shape in wan_shapes(dim, ffn, layers, channels).items()}, path)
+    return path
 
-    def weight(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype).normal_(0, 0.02, generator=generator)
 
-    def linear(name: str, rows: int, columns: int) -> dict[str, torch.Tensor]:
-        return {f"{name}.weight": weight(rows, columns), f"{name}.bias": weight(rows)}
-
-    tensors = {"patch_embedding.weight": weight(dim, channels, 1, 2, 2), "patch_embedding.bias": weight(dim),
-               **linear("text_embedding.0", dim, 4096), **linear("text_embedding.2", dim, dim),
-               **linear("time_embedding.0", dim, 256), **linear("time_embedding.2", dim, dim),
-               **linear("time_projection.1", 6 * dim, dim), **linear("head.head", 4 * channels, dim),
-               "head.modulation": weight(1, 2, dim)}
+def wan_shapes(dim: int, ffn: int, layers: int, channels: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of such a model."""
+    shapes = {"patch_embedding.weight": (dim, channels, 1, 2, 2), "patch_embedding.bias": (dim,),
+              **_linear("text_embedding.0", dim, 4096), **_linear("text_embedding.2", dim, dim),
+              **_linear("time_embedding.0", dim, 256), **_linear("time_embedding.2", dim, dim),
+              **_linear("time_projection.1", 6 * dim, dim), **_linear("head.head", 4 * channels, dim),
+              "head.modulation": (1, 2, dim)}
     for block in (f"blocks.{index}" for index in range(layers)):
         for attention in (f"{block}.self_attn", f"{block}.cross_attn"):
             for part in "qkvo":
-                tensors |= linear(f"{attention}.{part}", dim, dim)
-            tensors |= {f"{attention}.norm_q.weight": weight(dim), f"{attention}.norm_k.weight": weight(dim)}
-        tensors |= {**linear(f"{block}.ffn.0", ffn, dim), **linear(f"{block}.ffn.2", dim, ffn),
-                    f"{block}.norm3.weight": weight(dim), f"{block}.norm3.bias": weight(dim),
-                    f"{block}.modulation": weight(1, 6, dim)}
-    save_file(tensors, path)
-    return path
+                shapes |= _linear(f"{attention}.{part}", dim, dim)
+            shapes |= {f"{attention}.norm_q.weight": (dim,), f"{attention}.norm_k.weight": (dim,)}
+        shapes |= {**_linear(f"{block}.ffn.0", ffn, dim), **_linear(f"{block}.ffn.2", dim, ffn),
+                   f"{block}.norm3.weight": (dim,), f"{block}.norm3.bias": (dim,), f"{block}.modulation": (1, 6, dim)}
+    return shapes
+
+
+def _linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
