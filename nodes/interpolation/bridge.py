@@ -11,26 +11,36 @@ import folder_paths
 import torch
 
 from ..common.errors import message
+from .between import MOTION_PX, Between, FrameMaker, coarser_for, motion
 from .retime import exact_fps, output_count
-from .rife import frames_between, interpolation_bytes
+from .rife import batch_for, interpolation_bytes
+from .seams import Moved
 from .weights import find_weights, load_rife
 
-FOLDER = "frame_interpolation"  # the folder that newer ComfyUI releases use for the same files
+# "frame_interpolation" is the folder that newer ComfyUI releases use for the same files, "rife" that of other packs.
+FOLDERS = ("frame_interpolation", "rife")
+OTHERS = "*/ckpts/rife"  # inside custom_nodes: where ComfyUI-Frame-Interpolation keeps what it fetched
 
 
 def weight_folders() -> list[str]:
-    """Folders in which the user may keep RIFE weights."""
-    if FOLDER in folder_paths.folder_names_and_paths:
-        return folder_paths.get_folder_paths(FOLDER)
-    return [str(Path(folder_paths.models_dir) / FOLDER)]
+    """Folders in which the user may keep RIFE weights, each once, ours first."""
+    found: list[Path] = []
+    for name in FOLDERS:
+        known = folder_paths.folder_names_and_paths
+        found += map(Path, folder_paths.get_folder_paths(name) if name in known else ())
+        found.append(Path(folder_paths.models_dir) / name)
+    found.append(Path(folder_paths.models_dir) / "RIFE")
+    for packs in folder_paths.get_folder_paths("custom_nodes"):
+        found += sorted(Path(packs).glob(OTHERS))
+    return [str(path) for path in {path.resolve(): path for path in reversed(found)}.values()][::-1]
 
 
-def load_interpolator(model_name: str) -> RifeInterpolator:
+def load_interpolator(model_name: str, flow_scale: str) -> RifeInterpolator:
     """The weights file `model_name` as a managed model: float16 on a card, float32 on a CPU."""
     device = mm.get_torch_device()
     dtype = torch.float16 if mm.should_use_fp16(device) else torch.float32
     module = load_rife(find_weights(model_name, weight_folders()), dtype)
-    return RifeInterpolator(comfy.model_patcher.ModelPatcher(module, device, mm.unet_offload_device()))
+    return RifeInterpolator(comfy.model_patcher.ModelPatcher(module, device, mm.unet_offload_device()), flow_scale)
 
 
 def require_room(images: torch.Tensor, source_fps: float, target_fps: float) -> None:
@@ -45,29 +55,47 @@ def require_room(images: torch.Tensor, source_fps: float, target_fps: float) -> 
 
 
 class RifeInterpolator:
-    """What travels on a VIDEOMEMORY_RIFE wire: call it with two frames and the times between them."""
+    """What travels on a VIDEOMEMORY_RIFE wire: the network, and how fine its flow is; `stream` puts it to work."""
 
-    def __init__(self, patcher: comfy.model_patcher.ModelPatcher) -> None:
-        self.patcher = patcher
+    def __init__(self, patcher: comfy.model_patcher.ModelPatcher, flow_scale: str) -> None:
+        self.patcher, self.flow_scale = patcher, flow_scale
 
-    def __call__(self, first: torch.Tensor, second: torch.Tensor, times: Sequence[float]) -> torch.Tensor:
-        """Frames at `times` between two [H, W, 3] frames: [len(times), H, W, 3] float32 0..1 on the CPU.
+    def stream(self, width: int, height: int, batch: int = 0) -> RifeStream:
+        """The network at work on one stream of frames; batch: frames made at once, 0 chooses by the frames' size."""
+        return RifeStream(self.patcher, coarser_for(self.flow_scale, width, height), batch or batch_for(width, height))
 
-        Loads the model onto its device first if something has pushed it off; out of memory, it makes fewer at once.
-        """
-        dtype_bytes = self.patcher.model.encode.cnn0.weight.element_size()
-        height, width = first.shape[:2]
+
+class RifeStream:
+    """An Interpolator (see retime.py). Out of memory, it makes half as many frames at once from there on.
+
+    Loads the model onto its device whenever something has pushed it off.
+    """
+
+    def __init__(self, patcher: comfy.model_patcher.ModelPatcher, coarser: int, batch: int) -> None:
+        self.patcher, self.batch = patcher, batch
+        self.maker = FrameMaker(patcher.model, coarser)
+        self.dtype_bytes = next(patcher.model.parameters()).element_size()
+
+    def __call__(self, tasks: Sequence[Between]) -> list[torch.Tensor]:
         made: list[torch.Tensor] = []
-        at_once = len(times)
-        while len(made) < len(times):
-            part = times[len(made) : len(made) + at_once]
+        while len(made) < len(tasks):
+            part = tasks[len(made) : len(made) + self.batch]
             try:
-                cost = interpolation_bytes(width, height, len(part), dtype_bytes)
-                mm.load_models_gpu([self.patcher], memory_required=cost)
-                made += frames_between(self.patcher.model, first, second, part).cpu()
+                self._load(*part[0].first.shape[:2], len(part))
+                made += self.maker.make(part).cpu()
             except mm.OOM_EXCEPTION:
-                if at_once == 1:
+                self.maker.forget()
+                if self.batch == 1:
                     raise
-                at_once = at_once // 2
+                self.batch //= 2
                 mm.soft_empty_cache()
-        return torch.stack(made)
+        return made
+
+    def motion(self, first: torch.Tensor, second: torch.Tensor) -> Moved:
+        """How the picture moves from one frame to the other."""
+        self._load(MOTION_PX, MOTION_PX, 1)
+        return motion(self.patcher.model, first, second)
+
+    def _load(self, height: int, width: int, frames: int) -> None:
+        cost = interpolation_bytes(width, height, frames, self.dtype_bytes, self.patcher.model.architecture)
+        mm.load_models_gpu([self.patcher], memory_required=cost)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..common.compat import RifeModelIO, field, io, node_id, node_progress, schema
+from ..common.compat import RenderPlanIO, RifeModelIO, field, io, node_id, node_progress, schema
+from ..common.types import RenderPlan
+from .between import FLOW_SCALES
 from .bridge import RifeInterpolator, load_interpolator, require_room, weight_folders
 from .retime import retime_images
 from .weights import BUNDLED, find_weights, list_weights
@@ -17,13 +19,19 @@ class LoadRife(io.ComfyNode):
             "interpolation",
             node_id="VideoMemoryLoadRife",
             display_name="Load Frame Interpolation Model (RIFE)",
-            description="The RIFE v4.26 network, which makes frames between frames; its weights come with the pack.",
+            description="A RIFE network, which makes frames between frames. The weights of version 4.26 come with the "
+                        "pack.",
             search_aliases=["vfi", "smooth", "frame rate", "slow motion"],
             inputs=[
                 field(io.Combo, "model_name", display_name="model", options=list_weights(weight_folders()),
                       default=BUNDLED,
-                      tooltip="The weights that come with the pack, or a RIFE v4.26 file in "
-                              "models/frame_interpolation."),
+                      tooltip="The weights that come with the pack, or a file of RIFE 4.5 to 4.26 in "
+                              "models/frame_interpolation or models/rife."),
+                field(io.Combo, "flow_scale", display_name="flow scale", options=list(FLOW_SCALES), default="auto",
+                      optional=True,
+                      tooltip="How fine motion is sought. Auto: at full size up to 2560 pixels, at half size up to "
+                              "5120, above that at a quarter. Smaller finds wider motion and is faster; the frames "
+                              "themselves stay at full size."),
             ],
             outputs=[RifeModelIO.Output(id="rife", display_name="RIFE",
                                         tooltip="For Interpolate Frames (RIFE) and Assemble Short.")],
@@ -38,8 +46,8 @@ class LoadRife(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_interpolator(model_name))
+    def execute(cls, model_name: str, flow_scale: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(load_interpolator(model_name, flow_scale))
 
 
 class InterpolateFrames(io.ComfyNode):
@@ -60,6 +68,9 @@ class InterpolateFrames(io.ComfyNode):
                       step=0.001, tooltip="The rate that the images were made for."),
                 field(io.Float, "target_fps", display_name="frames per second wanted", default=24.0, min=0.001,
                       max=1000.0, step=0.001, tooltip="Any rate, not only multiples; the duration stays the same."),
+                field(RenderPlanIO, "plan", optional=True,
+                      tooltip="From VRAM Budget Gate: how many frames to make at once. Without it, one of 720p, or as "
+                              "many smaller ones as have as many pixels."),
             ],
             outputs=[
                 io.Image.Output(id="smooth_images", display_name="images", tooltip="The frames at the wanted rate."),
@@ -69,11 +80,12 @@ class InterpolateFrames(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images: torch.Tensor, rife: RifeInterpolator, source_fps: float,
-                target_fps: float) -> io.NodeOutput:
+    def execute(cls, images: torch.Tensor, rife: RifeInterpolator, source_fps: float, target_fps: float,
+                plan: RenderPlan | None = None) -> io.NodeOutput:
         require_room(images, source_fps, target_fps)
         progress = node_progress(1, node_id(cls))
-        return io.NodeOutput(retime_images(images, source_fps, target_fps, rife, progress), target_fps)
+        stream = rife.stream(images.shape[2], images.shape[1], plan.interpolation_batch if plan else 0)
+        return io.NodeOutput(retime_images(images, source_fps, target_fps, stream, progress), target_fps)
 
 
 NODES = [LoadRife, InterpolateFrames]

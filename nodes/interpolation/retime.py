@@ -5,30 +5,42 @@ Everything is a Fraction: after an hour of 23.976 to 60 fps no output has drifte
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import field as data_field
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
 from ..common.errors import message
 from ..common.progress import Progress
-from .seams import is_hard_cut
-
-Interpolator = Callable[[torch.Tensor, torch.Tensor, Sequence[float]], torch.Tensor]
-"""interpolate(first [H, W, 3], second [H, W, 3], times 0..1) -> [len(times), H, W, 3] float 0..1 on the CPU."""
+from .between import Between
+from .seams import Moved, Seam, is_hard_cut
 
 NTSC = tuple(Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120))
 MAX_FPS = 1000
+
+
+class Interpolator(Protocol):
+    """Makes frames between frames, at best `batch` of them at once; bridge.RifeStream is the one of the nodes."""
+
+    batch: int
+
+    def __call__(self, tasks: Sequence[Between]) -> Sequence[torch.Tensor]:
+        """One [H, W, 3] float frame in 0..1 on the CPU per task, in order."""
+
+    def motion(self, first: torch.Tensor, second: torch.Tensor) -> Moved:
+        """How the picture moves from one frame to the other."""
+
 
 
 class Step(NamedTuple):
     """One output frame: source frame `index`, or between it and the next at the fraction t (0 <= t < 1)."""
 
     index: int
-    t: Fraction
+    t: Fraction | float
 
 
 @dataclass
@@ -38,6 +50,50 @@ class Tally:
     frames: int = 0
     interpolated: int = 0
     cuts: int = 0
+    seams: list[Seam] = data_field(default_factory=list)
+
+
+class FrameWindow:
+    """The frames of a stream by number: read as far as asked for, forgotten when told."""
+
+    def __init__(self, frames: Iterable[torch.Tensor]) -> None:
+        self._source = iter(frames)
+        self._held: deque[torch.Tensor] = deque()
+        self._start = 0
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        while self._start + len(self._held) <= index:
+            self._held.append(next(self._source))
+        return self._held[index - self._start]
+
+    def forget_before(self, index: int) -> None:
+        """Let go of all frames before `index`; reads over those that nobody asked for."""
+        while self._start < index:
+            if self._held:
+                self._held.popleft()
+            else:
+                next(self._source)
+            self._start += 1
+
+    def rest(self, index: int) -> Iterator[torch.Tensor]:
+        """Yield frame `index` and all after it; the window is used up then."""
+        self.forget_before(index)
+        while self._held:
+            yield self._held.popleft()
+        yield from self._source
+
+
+class Straight:
+    """The path of a film whose steps stay where they are. behind: frames kept before the current one."""
+
+    behind = 0
+
+    def __call__(self, step: Step, window: FrameWindow) -> Step:
+        return step
+
+    def starts_shot(self, index: int) -> bool:
+        """True where it is known that a new shot starts at source frame `index`."""
+        return False
 
 
 def exact_fps(fps: float | Fraction) -> Fraction:
@@ -72,28 +128,40 @@ def retime(
     target_fps: Fraction,
     interpolate: Interpolator | None,
     tally: Tally,
+    path: Straight | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield the `count` frames at source_fps as frames at target_fps, exact in time.
 
-    Source frames that fall on an output time pass unchanged. interpolate(first, second, times) -> [n, H, W, 3].
+    Source frames that fall on an output time pass unchanged; the others are asked of `interpolate` a batch at a time,
+    or are the source frame before them where it is None. path: moves the steps, see joins.py.
     """
-    source = iter(frames)
-    position, current, following = 0, next(source), next(source, None)
-    for index, steps in itertools.groupby(schedule(count, source_fps, target_fps), key=lambda step: step.index):
-        while position < index:
-            position, current, following = position + 1, following, next(source, None)
-        times = [float(step.t) for step in steps]
-        if times[0] == 0:
-            yield current
-            times = times[1:]
-        if following is None or interpolate is None or not times:
-            yield from itertools.repeat(current, len(times))
-        elif is_hard_cut(current, following):
-            tally.cuts += 1
-            yield from itertools.repeat(current, len(times))
-        else:
-            tally.interpolated += len(times)
-            yield from interpolate(current, following, times)
+    path, window, batch = path or Straight(), FrameWindow(frames), interpolate.batch if interpolate else 1
+    waiting: list[torch.Tensor | Between] = []  # in the order of the film
+    cut = (-1, False)  # the pair looked at last, and whether a new shot starts between the two
+    for step in schedule(count, source_fps, target_fps):
+        index, t = path(step, window)
+        window.forget_before(index - path.behind)
+        entry: torch.Tensor | Between = window[index]
+        if t and interpolate is not None:
+            if cut[0] != index:
+                cut = index, path.starts_shot(index + 1) or is_hard_cut(window[index], window[index + 1])
+                tally.cuts += cut[1]
+            entry = entry if cut[1] else Between(entry, window[index + 1], float(t))
+        waiting.append(entry)
+        tasks = sum(isinstance(entry, Between) for entry in waiting)
+        if not tasks or tasks == batch or len(waiting) == 2 * batch:
+            yield from _made(waiting, interpolate, tally)
+            waiting.clear()
+    yield from _made(waiting, interpolate, tally)
+
+
+def _made(waiting: list[torch.Tensor | Between], interpolate: Interpolator, tally: Tally) -> Iterator[torch.Tensor]:
+    """Yield what waits, with the frames that are still to be made; all of them are made in one call."""
+    tasks = [entry for entry in waiting if isinstance(entry, Between)]
+    tally.interpolated += len(tasks)
+    made = iter(interpolate(tasks)) if tasks else iter(())
+    for entry in waiting:
+        yield next(made) if isinstance(entry, Between) else entry
 
 
 def retime_images(

@@ -67,7 +67,8 @@ class AssembleShort(io.ComfyNode):
             folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
                 filename_prefix, output, plan.width, plan.height)
             path = Path(folder) / f"{name}_{counter:05}_.mp4"
-            frames = film_frames(plan, rife, node_progress(plan.frames, node_id(cls)), tally)
+            stream = rife.stream(clips.records[0].width, clips.records[0].height) if rife else None
+            frames = film_frames(plan, stream, node_progress(plan.frames, node_id(cls)), tally)
             write_mp4(path, frames, plan.target_fps, crf, audio, cls.workflow_text())
         preview = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)])
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), str(path),

@@ -1,7 +1,8 @@
 """Clips on disk -> frames -> a new rate -> a new size, one frame at a time: memory does not grow with the film.
 
-At any moment there are two source frames and the frames between them. Interpolation runs across the joins of clips like
-anywhere else, except at hard cuts, where the last frame of the old shot is held instead.
+At any moment there are two source frames and the frames between them; while a join of two clips is looked at, ten.
+Interpolation runs across the joins of clips like anywhere else, except at hard cuts, where the last frame of the old
+shot is held instead.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from PIL import Image
 from ..common.errors import message
 from ..common.progress import Progress
 from ..common.types import ClipRecord
+from ..interpolation.joins import EvenJoins, faded, joins_of
 from ..interpolation.retime import Interpolator, Tally, exact_fps, output_count, retime
+from ..interpolation.seams import describe, difference_motion
 from .encode import read_frames, to_uint8
 
 MAX_ENLARGE = 8
+SEAMS = ("off", "smooth", "crossfade")
 SAY_EVERY_S = 1.0
 
 
@@ -73,11 +77,14 @@ def plan_film(records: Sequence[ClipRecord], target_fps: float, enlarge: int) ->
 
 
 def film_frames(
-    plan: FilmPlan, interpolate: Interpolator | None, progress: Progress, tally: Tally
+    plan: FilmPlan, interpolate: Interpolator | None, progress: Progress, tally: Tally, seams: str = "off"
 ) -> Iterator[torch.Tensor]:
-    """Yield the film's frames, [height, width, 3] uint8; without `interpolate` a new rate repeats or drops frames."""
-    frames = retime(
-        clip_frames(plan.records), plan.source_frames, plan.source_fps, plan.target_fps, interpolate, tally)
+    """Yield the film's frames, [height, width, 3] uint8; without `interpolate` a new rate repeats or drops frames.
+
+    seams: one of SEAMS. "smooth" measures every join of two clips and evens out those that stutter or jump, where
+    `interpolate` can; "crossfade" blends all of them but cuts; "off" leaves them as they are, unmeasured.
+    """
+    frames = _joined(plan, interpolate, tally, seams)
     started = said = time.monotonic()
     for frame in frames:
         progress.check_cancel()
@@ -88,6 +95,18 @@ def film_frames(
         if now - said >= SAY_EVERY_S:
             said, left = now, (now - started) / tally.frames * (plan.frames - tally.frames)
             progress.say(f"Frame {tally.frames} of {plan.frames}, {left:.0f} s left")
+
+
+def _joined(plan: FilmPlan, interpolate: Interpolator | None, tally: Tally, seams: str) -> Iterator[torch.Tensor]:
+    """The clips' frames at the film's rate, with their joins as chosen."""
+    frames, path = clip_frames(plan.records), None
+    joins = joins_of([record.frames for record in plan.records])
+    motion = interpolate.motion if interpolate else difference_motion
+    if seams == "crossfade":
+        frames = faded(frames, joins, motion, tally.seams)
+    elif seams == "smooth":
+        path = EvenJoins(joins, motion, interpolate, tally.seams)
+    return retime(frames, plan.source_frames, plan.source_fps, plan.target_fps, interpolate, tally, path)
 
 
 def clip_frames(records: Iterable[ClipRecord]) -> Iterator[torch.Tensor]:
@@ -117,10 +136,10 @@ def film_report(plan: FilmPlan, tally: Tally, interpolating: bool) -> str:
     clips = f"{len(plan.records)} clip{'s' if len(plan.records) > 1 else ''}"
     made = f"{clips}, {plan.source_frames} frames at {float(plan.source_fps):g} fps"
     film = f"{tally.frames} frames at {float(plan.target_fps):g} fps, {plan.width}x{plan.height}, {plan.seconds:.1f} s"
-    if plan.source_fps == plan.target_fps:
+    if plan.source_fps == plan.target_fps and not tally.interpolated:
         how = "no interpolation"
     elif interpolating:
         how = f"{tally.interpolated} frames interpolated, {tally.cuts} hard cuts left alone"
     else:
         how = "frames repeated or dropped, because no interpolation model is connected"
-    return f"{made} -> {film} ({how})."
+    return f"{made} -> {film} ({how}).{describe(tally.seams)}"

@@ -1,0 +1,181 @@
+"""The joins of a film's clips on its way through retime: measured, and made even where they stutter or jump.
+
+A bad join is smoothed without adding or dropping time: over up to REACH frames on each side the film's steps are moved
+so that the picture covers the same distance in every step, and RIFE makes what lies between the clips' own frames.
+A repeated frame is passed in less than a step, a jump is spread over its neighbours; every frame of the film is still
+made of two real frames, once. The result is measured like the join was, and taken only when it is more even. Left
+alone are cuts, and joins whose two frames show so little in common that what lies between would be a ghost of both.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .between import Between
+from .retime import FrameWindow, Interpolator, Step, Straight
+from .seams import GHOSTS, Motion, Moved, Seam, is_even, is_hard_cut, seam_score, unevenness
+
+REACH = 4  # frames on each side of a join that are looked at, and that smoothing or fading may change
+SNAP = 1e-3  # a step this close to a real frame is that frame
+
+
+@dataclass(frozen=True)
+class Join:
+    """Where a clip begins: clip number, its first frame, the first frame of the clip before, the end of its own
+    frames (exclusive), and whether it is known to begin a new shot."""
+
+    clip: int
+    start: int
+    before: int
+    end: int
+    is_cut: bool
+
+
+def joins_of(frame_counts: Sequence[int], cuts: Iterable[int] = ()) -> list[Join]:
+    """The joins of clips with so many frames each; cuts: numbers of the clips that are known to begin a new shot."""
+    starts = [0, *itertools.accumulate(frame_counts)]
+    return [Join(clip, starts[clip], starts[clip - 1], starts[clip + 1], clip in set(cuts))
+            for clip in range(1, len(frame_counts))]
+
+
+class Span(NamedTuple):
+    """Frames that the film passes at an even speed. first: the first one's index. passed: how far the picture has moved
+    from there to each of them."""
+
+    first: int
+    passed: list[float]
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.passed) - 1
+
+    def place(self, at: float) -> float:
+        """Where, in frames, the film is at the time at which it used to be at frame `at` of this span."""
+        wanted = self.passed[-1] * (at - self.first) / (len(self.passed) - 1)
+        index = min(bisect.bisect_right(self.passed, wanted), len(self.passed) - 1) - 1
+        step = self.passed[index + 1] - self.passed[index]
+        return self.first + index + min(1.0, (wanted - self.passed[index]) / step if step else 1.0)
+
+
+class EvenJoins(Straight):
+    """A path for retime that measures every join as the film passes it, and evens out the bad ones.
+
+    motion: how far things move. interpolate: None measures only. seams: what was found, appended to as the film goes.
+    """
+
+    behind = REACH + 1
+
+    def __init__(self, joins: Sequence[Join], motion: Motion, interpolate: Interpolator | None,
+                 seams: list[Seam]) -> None:
+        self.ahead, self.motion, self.interpolate, self.seams = list(joins), motion, interpolate, seams
+        self.cuts = {join.start for join in joins if join.is_cut}
+        self.span = Span(0, [0.0])  # the one smoothed last
+
+    def starts_shot(self, index: int) -> bool:
+        return index in self.cuts
+
+    def __call__(self, step: Step, window: FrameWindow) -> Step:
+        while self.ahead and step.index >= self._left(self.ahead[0], REACH):
+            self._pass(self.ahead.pop(0), window)
+        at = step.index + float(step.t)
+        return _snapped(self.span.place(at)) if self.span.first < at < self.span.last else step
+
+    def _left(self, join: Join, reach: int) -> int:
+        """The last frame before the join that stays in its place."""
+        return max(join.before, join.start - reach, self.span.last)
+
+    def _pass(self, join: Join, window: FrameWindow) -> None:
+        if join.is_cut or is_hard_cut(window[join.start - 1], window[join.start]):
+            self.cuts.add(join.start)
+            self.seams.append(Seam(join.clip, None, None, "cut"))
+            return
+        steps = _motions(join, window, self.motion)
+        at_join = steps[join.start - 1]
+        around = [moved.distance for moved in steps.values() if moved is not at_join]
+        score = seam_score(at_join.distance, around)
+        seam = Seam(join.clip, score, score, "even" if is_even(score) else "left")
+        if seam.what == "left" and self.interpolate is not None and at_join.ghosting <= GHOSTS:
+            seam = self._smoothed(join, seam, {index: moved.distance for index, moved in steps.items()}, around, window)
+        self.seams.append(seam)
+
+    def _smoothed(self, join: Join, seam: Seam, steps: dict[int, float], around: list[float],
+                  window: FrameWindow) -> Seam:
+        """Move the steps around the join, as few as do, unless nothing is more even than the clips are."""
+        best, kept = seam, self.span
+        for reach in range(2, REACH + 1):
+            left, right = self._left(join, reach), min(join.end - 1, join.start - 1 + reach)
+            span = Span(left, [0.0, *itertools.accumulate(steps[index] for index in range(left, right))])
+            frames = [window[left], *self._frames_inside(span, window), window[right]]
+            scores = [seam_score(self.motion(*pair).distance, around) for pair in itertools.pairwise(frames)]
+            after = max(scores, key=unevenness)
+            if unevenness(after) < unevenness(best.after):
+                best, kept = Seam(seam.clip, seam.before, after, "smoothed"), span
+            if is_even(best.after):
+                break
+        self.span = kept
+        return best
+
+    def _frames_inside(self, span: Span, window: FrameWindow) -> list[torch.Tensor]:
+        """What the film shows between the span's first and last frame, at the clips' own rate."""
+        steps = [_snapped(span.place(at)) for at in range(span.first + 1, span.last)]
+        made = iter(self.interpolate([Between(window[index], window[index + 1], t) for index, t in steps if t]))
+        return [next(made) if t else window[index] for index, t in steps]
+
+
+def faded(frames: Iterable[torch.Tensor], joins: Sequence[Join], motion: Motion,
+          seams: list[Seam]) -> Iterator[torch.Tensor]:
+    """Yield the clips' frames with the joins cross-faded: REACH frames on each side, the film's length unchanged.
+
+    Before the join the new clip's first frame fades in, after it the old clip's last frame fades out. Cuts stay cuts.
+    """
+    window, done = FrameWindow(frames), 0
+    for join in joins:
+        first = max(join.before, join.start - REACH, done)
+        for index in range(done, first):
+            yield window[index]
+            window.forget_before(index - REACH)
+        mixed = _fade(join, first, window, motion, seams)
+        yield from mixed
+        done = first + len(mixed)
+        window.forget_before(done - REACH - 1)
+    yield from window.rest(done)
+
+
+def _fade(join: Join, first: int, window: FrameWindow, motion: Motion, seams: list[Seam]) -> list[torch.Tensor]:
+    """The frames from `first` on that replace the clips' own; none at a cut."""
+    old, new = window[join.start - 1], window[join.start]
+    if join.is_cut or is_hard_cut(old, new):
+        seams.append(Seam(join.clip, None, None, "cut"))
+        return []
+    last = min(join.end, join.start + REACH)
+    mixed = [_mixed(window[index] if index < join.start else old, new if index < join.start else window[index],
+                    (index - first + 1) / (last - first + 1)) for index in range(first, last)]
+    steps = _motions(join, window, motion)
+    around = [moved.distance for index, moved in steps.items() if index != join.start - 1]
+    shown = [old, *mixed] if first == join.start else mixed
+    pair = shown[len(shown) - (last - join.start) - 1 :][:2]  # the last frame before the join and the first behind it
+    scores = (seam_score(moved.distance, around) for moved in (steps[join.start - 1], motion(*pair)))
+    seams.append(Seam(join.clip, *scores, "faded"))
+    return mixed
+
+
+def _motions(join: Join, window: FrameWindow, motion: Motion) -> dict[int, Moved]:
+    """Motion from each frame around the join to the next, by the first one's index."""
+    first, last = max(join.before, join.start - 1 - REACH), min(join.end - 2, join.start - 1 + REACH)
+    return {index: motion(window[index], window[index + 1]) for index in range(first, last + 1)}
+
+
+def _mixed(old: torch.Tensor, new: torch.Tensor, share: float) -> torch.Tensor:
+    mixed = torch.lerp(old.float(), new.float(), share)
+    return mixed if old.is_floating_point() else mixed.round().to(old.dtype)
+
+
+def _snapped(place: float) -> Step:
+    index, t = divmod(place, 1)
+    return Step(int(index) + (t > 1 - SNAP), t if SNAP <= t <= 1 - SNAP else 0.0)
