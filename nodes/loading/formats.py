@@ -98,15 +98,20 @@ def refuse_other_kind(path: str | Path, names: Iterable[str]) -> None:
 def recognise(path: str | Path, families: tuple[Family, ...]) -> Checkpoint | None:
     """The file as one of `families`, or None; raises ValueError for files that cannot be read."""
     header = read_header(path)
-    headers = header.tensors
-    for family in families:
-        for prefix in PREFIXES:
-            if _is_family(headers, family, prefix):
-                named = {key.removeprefix(prefix): header for key, header in headers.items() if key.startswith(prefix)}
-                tensors = {name: header for name, header in named.items() if not name.startswith(family.ignore)}
-                metadata = {key: value for key, value in header.metadata.items() if key != QUANTIZATION}
-                return Checkpoint(Path(path), family, tensors, metadata, header.note)
-    return None
+    found = family_of(header.tensors, families)
+    if found is None:
+        return None
+    family, prefix = found
+    named = {key.removeprefix(prefix): tensor for key, tensor in header.tensors.items() if key.startswith(prefix)}
+    tensors = {name: tensor for name, tensor in named.items() if not name.startswith(family.ignore)}
+    metadata = {key: value for key, value in header.metadata.items() if key != QUANTIZATION}
+    return Checkpoint(Path(path), family, tensors, metadata, header.note)
+
+
+def family_of(headers: dict[str, TensorHeader], families: tuple[Family, ...]) -> tuple[Family, str] | None:
+    """The family of a file and the prefix that its names have there; None for anything else."""
+    return next(((family, prefix) for family in families for prefix in PREFIXES
+                 if _is_family(headers, family, prefix)), None)
 
 
 def _is_family(headers: dict[str, TensorHeader], family: Family, prefix: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .tiny_models import MODELS, output, write
+from .tiny_models import MODELS, core_model, output, write
 
 pytestmark = pytest.mark.comfy
 
@@ -49,8 +50,12 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+SLOW = ("svd", "wan_animate")
+
+
 @pytest.mark.parametrize("form", ["nf4", "int8"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind
+                                  for kind in MODELS])
 def test_packed_model_equals_cores_of_its_unpacked_weights(bridge: ModuleType, tmp_path: Path, kind: str,
                                                            form: str) -> None:
     path = write(tmp_path, kind)
@@ -80,6 +85,10 @@ KEPT = {
     "ltx": {"embedding": ["patchify_proj.weight", "caption_projection.linear_1.weight"],
             "time modulation": ["adaln_single.linear.weight"], "output head": ["proj_out.weight"],
             "nf4": ["transformer_blocks.0.attn2.to_k.weight", "transformer_blocks.1.ff.net.2.weight"]},
+    "svd": {"embedding": ["label_emb.0.2.weight", "input_blocks.1.1.time_pos_embed.0.weight"],
+            "time modulation": ["input_blocks.1.0.time_stack.emb_layers.1.weight"],
+            "convolution": ["input_blocks.1.0.time_stack.in_layers.2.weight"],
+            "nf4": ["input_blocks.1.1.time_stack.0.attn1.to_q.weight", "input_blocks.1.1.proj_in.weight"]},
     "sd15": {"embedding": ["time_embed.0.weight"], "time modulation": ["input_blocks.1.0.emb_layers.1.weight"],
              "convolution": ["input_blocks.1.1.proj_in.weight", "input_blocks.0.0.weight"],
              "nf4": ["input_blocks.1.1.transformer_blocks.0.ff.net.0.proj.weight"]},
@@ -93,4 +102,40 @@ def test_sensitive_layers_stay_and_are_reported(bridge: ModuleType, tmp_path: Pa
     fates = {**plan.keep, **plan.quantize}
     for fate, names in KEPT[kind].items():
         assert {name: fates[name] for name in names} == dict.fromkeys(names, fate)
-        assert {"nf4": "NF4: ", "int8": "int8: "}.get(fate, f" x {fate}, ") in report
+        line = {"nf4": r"^NF4: \d+ weights", "int8": r"^int8: \d+ x .*modulation, "}
+        assert re.search(line.get(fate, rf"^as stored: \d+ x {fate}, "), report, re.MULTILINE), report
+
+
+# the published sizes: values of core's configuration that differ from the tiny one, weights in 4 bits and in 8, GB
+FULL_SIZE = {
+    "wan_t2v": ({"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}, 400, 0, 7.72),
+    "wan22_ti2v": ({"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30}, 300, 0, 2.72),
+    "hunyuan": ({"context_in_dim": 4096, "hidden_size": 3072, "num_heads": 24, "depth": 20, "depth_single_blocks": 40},
+                248, 80, 8.47),
+    "hunyuan_15": ({"context_in_dim": 3584, "hidden_size": 2048, "num_heads": 16, "depth": 54}, 440, 108, 5.72),
+    "ltx": ({"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096}, 480, 0, 6.96),
+    "svd": ({"channel_mult": [1, 2, 4, 4], "num_res_blocks": [2] * 4, "transformer_depth_middle": 1,
+             "transformer_depth_output": [1] * 9 + [0] * 3}, 209, 0, 2.13),
+    "sd15": ({"channel_mult": [1, 2, 4, 4], "num_res_blocks": [2] * 4, "transformer_depth": [1] * 6 + [0] * 2,
+              "transformer_depth_output": [1] * 9 + [0] * 3}, 75, 0, 1.40),
+}
+
+
+@pytest.mark.parametrize("kind", FULL_SIZE)
+def test_full_size_models_are_placed_and_planned_by_their_header(kind: str) -> None:
+    from pack.nodes.loading import formats
+    from pack.nodes.loading.bridge_place import find_place
+    from pack.nodes.loading.codecs import CODECS
+    from pack.nodes.loading.files import TensorHeader
+    from pack.nodes.loading.plan import plan_layers
+
+    values, four_bit, eight_bit, gigabytes = FULL_SIZE[kind]
+    headers = {name: TensorHeader(name, torch.bfloat16, tuple(tensor.shape), 2 * tensor.numel())
+               for name, tensor in core_model(kind, "meta", **values).state_dict().items()}
+    family = formats.family_of(headers, formats.DIFFUSION_MODELS)[0]
+    checkpoint = formats.Checkpoint(Path(kind), family, headers, {})
+    plan = plan_layers(checkpoint, linears=find_place(checkpoint).linears)
+    forms = list(plan.quantize.values())
+    assert (forms.count("nf4"), forms.count("int8")) == (four_bit, eight_bit)
+    packed = sum(CODECS[form].packed_bytes(*headers[name].shape) for name, form in plan.quantize.items())
+    assert (packed + sum(headers[name].bytes for name in plan.keep)) / 1e9 == pytest.approx(gigabytes, abs=0.006)

@@ -15,7 +15,7 @@ HUNYUAN = {"image_model": "hunyuan_video", "context_in_dim": 96, "hidden_size": 
            "byt5": False, "meanflow": False, "patch_size": [1, 2, 2], "vec_in_dim": 768, "in_channels": 16,
            "out_channels": 16, "use_cond_type_embedding": False, "vision_in_dim": None, "guidance_embed": True}
 UNET = {"image_size": 32, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True, "legacy": False,
-        "transformer_depth_middle": 1}
+        "channel_mult": [1]}  # core knows both UNets by their 320 channels, and SVD by its eight blocks
 
 # kind -> (name of core's configuration, its values)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,19 +32,27 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         **HUNYUAN, "in_channels": 65, "out_channels": 32, "patch_size": [1, 1, 1], "vec_in_dim": None, "byt5": True,
         "use_cond_type_embedding": True, "vision_in_dim": 1152, "guidance_embed": False, "depth_single_blocks": 0}),
     "ltx": ("LTXV", {"image_model": "ltxv", "num_layers": 2, "attention_head_dim": 6, "cross_attention_dim": 192}),
-    "sd15": ("SD15", {**UNET, "in_channels": 4, "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1],
-                      "transformer_depth_output": [1, 1], "context_dim": 768, "use_linear_in_transformer": False,
+    "sd15": ("SD15", {**UNET, "in_channels": 4, "num_res_blocks": [1], "transformer_depth": [1],
+                      "transformer_depth_output": [1, 1], "transformer_depth_middle": 1, "context_dim": 768,
+                      "use_linear_in_transformer": False,
                       "adm_in_channels": None, "use_temporal_attention": False, "use_temporal_resblock": False}),
+    "svd": ("SVD_img2vid", {
+        **UNET, "in_channels": 8, "num_res_blocks": [8], "transformer_depth": [1] * 6 + [0] * 2,
+        "transformer_depth_output": [0] * 9, "transformer_depth_middle": -1, "context_dim": 1024,
+        "use_linear_in_transformer": True, "adm_in_channels": 768, "num_classes": "sequential", "num_heads": -1,
+        "num_head_channels": 64, "extra_ff_mix_layer": True, "use_spatial_context": True, "merge_factor": 0.0,
+        "merge_strategy": "learned_with_images", "video_kernel_size": [3, 1, 1], "use_temporal_resblock": True,
+        "use_temporal_attention": True, "disable_temporal_crossattention": False}),
 }
 
 
-def core_model(kind: str, device: str = "cpu") -> torch.nn.Module:
-    """Core's diffusion model of that kind in float32, its weights not yet set."""
+def core_model(kind: str, device: str = "cpu", **changed: Any) -> torch.nn.Module:
+    """Core's diffusion model of that kind in float32, its weights not yet set. changed: values of its configuration."""
     from comfy import ops, supported_models
 
     name, values = MODELS[kind]
     known = getattr(supported_models, name)
-    config = known({**known.unet_config, **values})
+    config = known({**known.unet_config, **values, **changed})
     config.set_inference_dtype(torch.float32, None)
     config.custom_operations = ops.manual_cast
     return config.get_model({}, "", device=torch.device(device)).diffusion_model.eval()
@@ -99,4 +107,7 @@ def inputs(kind: str) -> dict[str, Any]:
                 "txt_byt5": noise(1, 5, 1472), "clip_fea": noise(1, 10, 1152)}
     if name == "LTXV":
         return {"x": noise(1, 128, 2, 4, 4), "timestep": time, "context": noise(1, 8, 4096), "attention_mask": None}
+    if name == "SVD_img2vid":
+        return {"x": noise(2, 8, 8, 8), "timesteps": torch.tensor([1.5, 1.5]), "context": noise(2, 1, 1024),
+                "y": noise(2, 768), "num_video_frames": 2}
     return {"x": noise(2, 4, 8, 8), "timesteps": torch.tensor([500.0, 500.0]), "context": noise(2, 8, 768)}
