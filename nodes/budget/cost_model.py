@@ -20,6 +20,7 @@ from ..common.types import TEMPORAL_STRIDE, MemorySpec, ModelFacts, PhaseCost
 from ..interpolation.rife import interpolation_bytes
 from ..memory.kv_cache import kv_bytes
 from ..memory.kv_cache import recall_bytes as layer_recall_bytes
+from ..memory.latent_memory import frames_to_keep, latents_of
 from ..memory.retrieval import ARCHIVE_CHUNKS
 from ..sampling.presets import find_preset
 from ..video.decode import CONTEXT_LATENTS, frame_count
@@ -79,7 +80,7 @@ class Job:
         spec = self.spec
         if not self.is_latent:
             return spec.chunk_latents
-        given = max(2 if spec.reanchor_clips else 1, spec.overlap_latents)
+        given = latents_of(frames_to_keep(spec))
         return self.clip_latents + given + (self.facts.kind == "vace")  # VACE: and its reference in front
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from ..common.errors import message
 from ..common.types import TEMPORAL_STRIDE, MemorySpec, ModelFacts, PhaseCost, RenderPlan
+from ..memory.latent_memory import frames_to_keep, latents_of
 from ..sampling.presets import find_preset
 from .cost_model import Job, VaeFacts, phase_costs
 from .probe import GIB, Budget, Machine
@@ -124,8 +125,7 @@ def clip_latents_of(spec: MemorySpec, clip_s: float) -> int:
 
 def least_clip_latents(spec: MemorySpec) -> int:
     """One chunk; for a memory of frames as many latents as the next clip begins with."""
-    is_latent = find_preset(spec).strategy == "latent"
-    return max(spec.chunk_latents, spec.overlap_latents) if is_latent else spec.chunk_latents
+    return latents_of(frames_to_keep(spec)) if find_preset(spec).strategy == "latent" else spec.chunk_latents
 
 
 def ladder(start: Job, profile: str, pinned: frozenset[str] = frozenset()) -> tuple[Rung, ...]:

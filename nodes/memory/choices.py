@@ -96,13 +96,14 @@ def _latent_spec(choices: Choices) -> MemorySpec:
         raise ValueError(message(
             f"Persistent Memory: {recipe.label} cannot be re-anchored", f"every {choices.reanchor_clips} clips",
             "0: it is given the film's first frame in every clip, or has no place for it", "Set re-anchor to 0."))
-    if choices.overlap_frames > overlap_frames(recipe.max_overlap):
+    least, most = overlap_frames(recipe.min_overlap), overlap_frames(recipe.max_overlap)
+    if choices.overlap_frames and not least <= choices.overlap_frames <= most:
         raise ValueError(message(
-            f"Persistent Memory: the overlap is more than {recipe.label} can take", f"{choices.overlap_frames} frames",
-            f"up to {overlap_frames(recipe.max_overlap)}, and 0 for as its recipe says", "Make the overlap shorter."))
+            f"Persistent Memory: {recipe.label} cannot take this overlap", f"{choices.overlap_frames} frames",
+            f"{least} to {most} frames, and 0 for as its recipe says", "Change the overlap."))
     spec = memory_spec(choices.preset, overlap_latents=_latents_for(choices.overlap_frames),
                        reanchor_clips=choices.reanchor_clips, colour_hold=choices.colour_hold)
-    check_latent_spec(spec, recipe.max_overlap)
+    check_latent_spec(spec, recipe.max_overlap, recipe.min_overlap)
     return spec
 
 

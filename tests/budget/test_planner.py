@@ -227,6 +227,7 @@ def test_a_clip_is_never_shorter_than_what_the_next_one_begins_with():
     assert clip_latents_of(spec, 0.1) == 3
     rungs = ladder(Job(NF4_5B, WAN22_VAE, 1280, 704, 6, spec), "balanced")
     assert [rung.job.clip_latents for rung in rungs] == [6, 5, 4, 3]
+    assert clip_latents_of(memory_spec("wan22_ti2v_5b", reanchor_clips=4), 0.1) == 2
 
 
 def test_report_says_what_a_memory_keeps_in_its_own_words():
