@@ -6,6 +6,7 @@ from .budget import nodes as budget
 from .compare import nodes as compare
 from .interpolation import nodes as interpolation
 from .loading import nodes as loading
+from .loading import nodes_checkpoint as loading_checkpoint
 from .loading import nodes_save as loading_save
 from .memory import nodes as memory
 from .memory import nodes_files as memory_files
@@ -18,6 +19,7 @@ from .video import nodes_film as video_film
 
 NODE_CLASSES: list = [
     *loading.NODES,
+    *loading_checkpoint.NODES,
     *loading_save.NODES,
     *memory.NODES,
     *memory_files.NODES,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 
 import comfy.model_management
@@ -41,7 +40,12 @@ def load_diffusion_model(path: str, weights: str = "nf4", min_bytes: int = MIN_B
     check_weights(weights)
     if weights == "original" and not is_packed(path):
         return _load_original_model(path)
-    checkpoint = formats.read_checkpoint(path, formats.DIFFUSION_MODELS)
+    return load_packed(formats.read_checkpoint(path, formats.DIFFUSION_MODELS), weights, min_bytes, progress, cache)
+
+
+def load_packed(checkpoint: formats.Checkpoint, weights: str, min_bytes: int, progress: Progress, cache: bool,
+                ) -> tuple[comfy.model_patcher.ModelPatcher, str]:
+    """load_diffusion_model for a file that is recognised and not left to ComfyUI."""
     place = find_place(checkpoint)
     plan = plan_layers(checkpoint, min_bytes, weights, place.linears)
     options = {"custom_operations": QuantOperations, "dtype": place.dtype}
@@ -73,11 +77,8 @@ def check_weights(weights: str) -> None:
 
 def _load_original_model(path: str) -> tuple[comfy.model_patcher.ModelPatcher, str]:
     """Torch files are opened here: ComfyUI's own loader knows neither their wrappers nor FSDP's names."""
+    refuse_as_original(path)
     checkpoint = formats.recognise(path, formats.DIFFUSION_MODELS)
-    names = formats.read_header(path).tensors
-    if checkpoint is None:
-        formats.refuse_other_kind(path, names)
-    _refuse_overlooked(path, names)
     if checkpoint is None or is_safetensors(path):
         model = comfy.sd.load_diffusion_model(path)
         return model, describe_original(Path(path), model.model_size())
@@ -86,8 +87,14 @@ def _load_original_model(path: str) -> tuple[comfy.model_patcher.ModelPatcher, s
     return model, describe_original(checkpoint.path, model.model_size(), checkpoint.note)
 
 
-def _refuse_overlooked(path: str, names: Iterable[str]) -> None:
-    """ComfyUI up to 0.3.75 takes the weights beside such tensors for plain fp8: the film would be noise."""
+def refuse_as_original(path: str) -> None:
+    """Raise ValueError for a file that ComfyUI would load wrongly.
+
+    Up to 0.3.75 it takes the weights beside comfy_quant tensors for plain fp8: the film would be noise.
+    """
+    names = formats.read_header(path).tensors
+    if formats.family_of(names, formats.DIFFUSION_MODELS) is None:
+        formats.refuse_other_kind(path, names)
     if any(name.endswith(".comfy_quant") for name in names) and not hasattr(comfy.utils, "convert_old_quants"):
         raise ValueError(message(
             f"weights 'original' needs a ComfyUI that reads quantised '{Path(path).name}'",
