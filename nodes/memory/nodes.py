@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..common.compat import MemoryRecipeIO, VideoMemoryIO, field, io, schema
+from ..common.compat import MemoryRecipeIO, VideoMemoryIO, field, io, node_id, node_progress, schema
 from ..common.types import PLACEMENTS, PRECISIONS, PROMPT_CHANGES
 from ..sampling.presets import CUSTOM, MAX_CHUNK, PRESETS, custom_preset
 from ..sampling.solvers import SOLVERS
@@ -47,7 +47,7 @@ _OPTIONAL = (
                   "more inside the trained length. 0 = none; begin with one chunk (1.5 s). While the window is 0 they "
                   "are taken out of it. Up to 16 chunks wait in RAM or files. No checkpoint was trained with this."),
     field(MemoryRecipeIO, "recipe", optional=True,
-          tooltip="From Custom Checkpoint Recipe; set checkpoint to custom."),
+          tooltip="From Custom Checkpoint Recipe; set the checkpoint to custom."),
     field(io.Int, "overlap_frames", display_name="overlap (frames)", default=0, min=0, max=13, optional=True,
           tooltip="For checkpoints that remember frames: with how many last frames of a clip the next one begins: 1, "
                   "5, 9 or 13 (1 to 4 latents), others are rounded up; 0 = as the recipe says. More keeps motion and "
@@ -71,6 +71,7 @@ class PersistentMemory(io.ComfyNode):
             display_name="Persistent Memory",
             description="An empty memory: how much of the film the model will see again, and how it is stored.",
             search_aliases=["KV cache", "rolling window", "context", "retrieval", "recache", "overlap"],
+            hidden=[io.Hidden.unique_id],
             inputs=[*_REQUIRED, *_OPTIONAL],
             outputs=[
                 VideoMemoryIO.Output(id="empty_memory", display_name="memory",
@@ -102,6 +103,7 @@ class PersistentMemory(io.ComfyNode):
         choices = Choices(**inputs)
         spec = spec_of(choices)
         report = promise(spec, ignored(choices))
+        node_progress(0, node_id(cls)).say(report)
         return io.NodeOutput(empty_memory(spec), report, ui={"text": (report,)})
 
 

@@ -60,6 +60,7 @@ class SaveMemory(io.ComfyNode):
             f"{SUBFOLDER}/{filename_prefix}", folder_paths.get_output_directory())
         path = save_memory(memory, os.path.join(folder, f"{name}_{counter:05}_.safetensors"), with_kv)
         report = _written(memory, path, with_kv)
+        node_progress(0, node_id(cls)).say(report)
         return io.NodeOutput(str(path), report, ui={"text": (report,)})
 
 
@@ -71,6 +72,7 @@ class LoadMemory(io.ComfyNode):
             node_id="VideoMemoryLoadMemory",
             display_name="Load Memory",
             description="Read a memory that Save Memory wrote, and go on from there.",
+            hidden=[io.Hidden.unique_id],
             inputs=[field(io.Combo, "file", options=_saved_memories(),
                           tooltip="A file in output/videomemory/memories; press R in the editor to see new ones.")],
             outputs=[
@@ -100,6 +102,7 @@ class LoadMemory(io.ComfyNode):
         path = _memory_path(file)
         memory = load_memory(path)
         report = "\n".join((*in_words(memory), *_hints(file_version(path))))
+        node_progress(0, node_id(cls)).say(report)
         return io.NodeOutput(memory, report, ui={"text": (report,)})
 
 

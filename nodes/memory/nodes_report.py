@@ -38,8 +38,10 @@ class MemoryReport(io.ComfyNode):
     @classmethod
     def execute(cls, memory, vae=None, model=None) -> io.NodeOutput:
         require_memory(memory, "Memory Report")
+        progress = node_progress(1, node_id(cls))
         sheet, text = memory_report(memory, frame_maker(memory, vae), vae is not None, model_note(memory, model),
-                                    node_progress(1, node_id(cls)))
+                                    progress)
+        progress.say(text)
         image = draw_sheet(sheet)
         shown = ui.PreviewImage(image, cls=cls).as_dict()
         return io.NodeOutput(image, text, ui={**shown, "text": (text,)})
