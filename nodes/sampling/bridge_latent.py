@@ -89,9 +89,9 @@ def sample_latent(request: ClipRequest) -> ClipResult:
     anchor = film.memory.anchor or _make_anchor(film, raw, clean, encoded)
     strength = film.memory.spec.colour_hold
     if strength and film.memory.anchor is not None:
-        shown = film.dropped
-        clean = hold_colours(clean[0], anchor.mean, anchor.std, strength, shown)[None]
-        raw = torch.cat((raw[:, :, :shown], inner.process_latent_out(clean[:, :, shown:])), 2)
+        clean = hold_colours(clean[0], anchor.mean, anchor.std, strength, film.dropped)[None]
+        kept = film.dropped + 1  # with their bits
+        raw = torch.cat((raw[:, :, :kept], inner.process_latent_out(clean[:, :, kept:])), 2)
     return _result(film, raw, clean, anchor)
 
 

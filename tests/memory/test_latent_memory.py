@@ -52,11 +52,25 @@ def test_full_strength_brings_the_end_of_a_clip_to_the_anchors_colours():
     mean, std = channel_statistics(first)
     assert hold_colours(later, mean, std, 0.0) is later
     held = hold_colours(later, mean, std, 1.0, given=2)
-    assert torch.equal(held[:, :2], later[:, :2])
+    assert torch.equal(held[:, :3], later[:, :3]) and not torch.equal(held[:, 3], later[:, 3])
     now_mean, now_std = channel_statistics(held[:, -1:])
     assert (now_mean - mean).abs().max() < 0.5 and (now_std - std).abs().max() < 0.25
-    half = hold_colours(later, mean, std, 0.5)
+    half = hold_colours(later, mean, std, 0.5, given=2)
     assert torch.allclose(half[:, -1], (later[:, -1] + held[:, -1]) / 2, atol=1e-5)
+    change = (held - later).abs().mean((0, 2, 3))
+    assert change[3] < change[14] < change[27] < change[-1]  # it grows
+
+
+def test_a_single_new_latent_is_left_as_it_is():
+    latents, one = torch.randn(3, 3, 4, 4), torch.ones(3)
+    assert hold_colours(latents, 0 * one, one, 0.5, given=2) is latents
+    assert hold_colours(latents, 0 * one, one, 0.5, given=1) is not latents
+
+
+def test_a_channel_without_spread_is_moved_and_not_blown_up():
+    flat, one = torch.full((3, 4, 2, 2), 5.0), torch.ones(3)
+    held = hold_colours(flat, 2 * one, one, 1.0)
+    assert torch.equal(held[:, 0], flat[:, 0]) and torch.allclose(held[:, -1], torch.full((3, 2, 2), 2.0))
 
 
 @pytest.mark.parametrize(("options", "said"), [
