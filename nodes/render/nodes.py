@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 
-import folder_paths
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..common.compat import (
@@ -14,13 +13,44 @@ from ..common.compat import (
     VideoMemoryIO,
     field,
     io,
+    node_progress,
     patcher_key,
     schema,
 )
 from ..common.types import PromptTimeline, RenderPlan, VideoMemory
 from ..prompts.timeline import re_resolve
-from ..video.run_folder import RunFolder, run_path
-from .expansion import Film, Sources, count_reused, expand, fingerprints, status
+from ..video.places import run_path
+from ..video.run_folder import RunFolder
+from .bridge import open_run, show_progress, value_key
+from .choice import REGENERATE, Again, Choice, choose
+from .expansion import Film, Sources, expand
+from .report import FilmClock, status
+
+FOR_ALL = ("negative", "cfg", "model_low_noise", "clip_vision", "sampler", "sigmas")  # inputs of every Clip Sampler
+FOR_FIRST = ("start_image",)
+
+
+_OPTIONAL = (
+    field(io.Combo, "regenerate", options=list(REGENERATE), default="none", optional=True,
+          tooltip="none = make what is missing. only = make one clip again with another seed and keep those behind it, "
+                  "although they remember the old one. from = make it and all behind it again. A clip made again stays "
+                  "when you switch back to none."),
+    field(io.Int, "regenerate_clip", display_name="clip to make again (1 = first)", default=1, min=1, max=9999,
+          optional=True, tooltip="The number of the clip in the film; the first one is 1. Ignored with none."),
+    field(io.Int, "regenerate_seed", display_name="its new seed", default=0, min=0, max=2**63 - 1,
+          control_after_generate=False, optional=True,
+          tooltip="Another seed is another take. The film's own seed brings the first take back. Ignored with none."),
+    field(io.Conditioning, "negative", optional=True,
+          tooltip="What must not be seen, in every clip. Of use only with cfg other than 1."),
+    field(io.Float, "cfg", default=0.0, min=0.0, max=30.0, step=0.1, round=0.01, optional=True,
+          tooltip="As on Clip Sampler: 0 = as the checkpoint's recipe says."),
+    field(io.Image, "start_image", optional=True, tooltip="The first frame of the film, for its first clip."),
+    field(io.Model, "model_low_noise", optional=True,
+          tooltip="The second MODEL of a high/low noise pair (Wan 2.2 14B); model is then the high noise one."),
+    field(io.ClipVision, "clip_vision", optional=True, tooltip="As on Clip Sampler, for every clip."),
+    field(io.Sampler, "sampler", optional=True, tooltip="As on Clip Sampler, for every clip."),
+    field(io.Sigmas, "sigmas", optional=True, tooltip="As on Clip Sampler, for every clip."),
+)
 
 
 class RenderShort(io.ComfyNode):
@@ -48,12 +78,14 @@ class RenderShort(io.ComfyNode):
                       tooltip="Name of the run folder in output/videomemory; the same name goes on with the film."),
                 field(io.Boolean, "carry_memory", default=True,
                       tooltip="Off: no clip hands its memory to the next. For comparison only."),
+                *_OPTIONAL,
             ],
             outputs=[
                 VideoClipsIO.Output(id="clips", display_name="clips", tooltip="Finished clips, for Assemble Short."),
                 VideoMemoryIO.Output(id="memory_after", display_name="memory",
                                      tooltip="The memory after the last clip, to go on from."),
-                io.String.Output(id="status", display_name="status", tooltip="How many clips were made or used again."),
+                io.String.Output(id="status", display_name="status",
+                                 tooltip="How many clips were used again and how many made, and what was damaged."),
             ],
         )
 
@@ -61,34 +93,57 @@ class RenderShort(io.ComfyNode):
     def validate_inputs(cls, run_name: str | None) -> bool | str:
         """A name that comes over a link is None here and is checked when the node runs."""
         try:
-            _run_folder("linked" if run_name is None else run_name)
+            run_path("", "linked" if run_name is None else run_name)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, run_name: str | None, **_others: object) -> int:
+        """Another number after files of the folder were changed or deleted by somebody else: then look again."""
+        run = open_run(run_name or "linked")
+        return run.seen.changes(run.path)
+
+    @classmethod
     def execute(cls, model, clip, vae, memory: VideoMemory, timeline: PromptTimeline, plan: RenderPlan, seed: int,
-                run_name: str, carry_memory: bool) -> io.NodeOutput:
-        timeline = re_resolve(timeline, plan.clip_s)
+                run_name: str, carry_memory: bool, regenerate: str = "none", regenerate_clip: int = 1,
+                regenerate_seed: int = 0, **others: object) -> io.NodeOutput:
+        timeline, run = re_resolve(timeline, plan.clip_s), open_run(run_name)
+        keys = {name: value_key(value) for name, value in others.items() if value is not None}
         film = Film(patcher_key(model), patcher_key(clip.patcher), patcher_key(vae.patcher), memory, plan, seed,
-                    carry_memory)
-        prints = fingerprints(film, timeline.clip_texts)
-        folder = _run_folder(run_name)
-        links = cls.hidden.dynprompt.get_node(cls.hidden.unique_id)["inputs"]
-        sources = Sources(**{name: links[name] for name in ("model", "clip", "vae", "memory", "plan")}, seed=seed,
-                          run_name=run_name, carry_memory=carry_memory)
+                    carry_memory, *({name: keys[name] for name in names if name in keys}
+                                    for names in (FOR_ALL, FOR_FIRST)))
+        again = Again(regenerate, regenerate_clip - 1, regenerate_seed)
+        choices = choose(film.owns(timeline.clip_texts), film.start(), seed, run.fingerprints, again)
+        is_there = cls.look_for(run, choices)
+        to_make = [i for i, choice in enumerate(choices) if not run.finished(i, choice.keeps or choice.fingerprint)]
+        chunks = plan.clip_latents // plan.spec.chunk_latents
+        show_progress(cls.hidden.unique_id, FilmClock(len(choices), to_make, chunks, run.seconds()))
         graph = GraphBuilder()
+        clips, after = expand(lambda kind, id, **inputs: graph.node(kind, id, **inputs).out,
+                              cls.sources(others, run_name, carry_memory), timeline, choices)
+        said = status(choices, is_there, again, run.seen.news(run.path))
+        return io.NodeOutput(clips, after, said, expand=graph.finalize())
 
-        def is_sampled(i: int) -> bool:
-            return folder.is_sampled(i, prints[i])
+    @classmethod
+    def sources(cls, others: dict[str, object], run_name: str, carry_memory: bool) -> Sources:
+        """What the clips are made with: links where inputs are connected, values where they are typed."""
+        links = cls.hidden.dynprompt.get_node(cls.hidden.unique_id)["inputs"]
+        given = {name: links[name] for name, value in others.items() if value is not None and name in links}
+        return Sources(**{name: links[name] for name in ("model", "clip", "vae", "memory", "plan")},
+                       run_name=run_name, carry_memory=carry_memory,
+                       others={name: given[name] for name in FOR_ALL if name in given},
+                       first={name: given[name] for name in FOR_FIRST if name in given})
 
-        clips, after = expand(lambda kind, id, **inputs: graph.node(kind, id, **inputs).out, sources, timeline, prints)
-        total = len(prints)
-        return io.NodeOutput(clips, after, status(total, count_reused(is_sampled, total)), expand=graph.finalize())
-
-
-def _run_folder(run_name: str) -> RunFolder:
-    return RunFolder(run_path(os.path.join(folder_paths.get_output_directory(), "videomemory"), run_name))
+    @classmethod
+    def look_for(cls, run: RunFolder, choices: Sequence[Choice]) -> list[bool]:
+        """Per clip, whether the folder holds it; its files are compared with their checksums, once a session."""
+        progress, found = node_progress(0, cls.hidden.unique_id), []
+        for i, choice in enumerate(choices):
+            progress.check_cancel()
+            progress.say(f"looking for clip {i + 1} of {len(choices)} in the run folder")
+            found.append(any(word and run.is_sampled(i, word) for word in (choice.fingerprint, choice.keeps)))
+        return found
 
 
 NODES = [RenderShort]

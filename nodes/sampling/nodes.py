@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, model_facts, node_id, node_progress, schema
 from ..common.errors import message
 from ..common.types import TEMPORAL_STRIDE, Geometry, MemorySpec, ModelFacts, RenderPlan, VideoMemory
@@ -80,7 +82,7 @@ class ClipSampler(io.ComfyNode):
             raise ValueError(message("Clip Sampler needs a memory", "a clip that was saved or loaded without one",
                                      "Persistent Memory, or the memory after another clip",
                                      "Switch on with_memory on Load Clip, or connect a memory to Save Clip."))
-        facts = model_facts(model)
+        started, facts = time.monotonic(), model_facts(model)
         strategy, reason = choose_strategy(memory.spec, facts)
         size = (width, height) if plan is None else (plan.width, plan.height)
         latents = _clip_latents(memory.spec, clip_seconds) if plan is None else _planned_latents(memory.spec, plan)
@@ -88,7 +90,8 @@ class ClipSampler(io.ComfyNode):
             model, memory, positive, _geometry(facts, *size), latents, seed, negative,
             cfg if strategy == "latent" else cfg or 1.0, start_image, vae, model_low_noise, scene_cut,
             node_progress(0, node_id(cls)), clip_vision, sampler, sigmas))
-        return io.NodeOutput(result.samples, result.memory, f"{reason} {result.report}")
+        samples = {**result.samples, "seconds": time.monotonic() - started}
+        return io.NodeOutput(samples, result.memory, f"{reason} {result.report}")
 
 
 def _geometry(facts: ModelFacts, width: int, height: int) -> Geometry:

@@ -37,6 +37,7 @@ CONTEXT_LATENTS = 4
 # when its input is small; the demo's ten latents take 1.4 s in two calls and 6 s in ten (CPU seconds, AMD EPYC).
 CALL_LATENT_PIXELS = 2048
 
+
 @dataclass(frozen=True)
 class WanDecoderTraits:
     """What differs between the Wan decoders, read from the module.
@@ -71,27 +72,44 @@ def frame_count(latents: int, context_latents: int) -> int:
     return TEMPORAL_STRIDE * latents - (0 if context_latents else TEMPORAL_STRIDE - 1)
 
 
+class ParkedCaches(list):
+    """The decoder's caches, lying in RAM until their layer asks for them: VRAM holds one layer's at a time.
+
+    ComfyUI's layers bring a cache to the device of their input before they use it, so that nothing else is needed.
+    """
+
+    def __setitem__(self, slot: int, cache: torch.Tensor | str | None) -> None:
+        super().__setitem__(slot, cache.to("cpu") if isinstance(cache, torch.Tensor) else cache)
+
+
+def new_caches(slots: int, parked: bool) -> list:
+    """Empty caches of a decoder that has seen nothing yet."""
+    return ParkedCaches([None] * slots) if parked else [None] * slots
+
+
 @torch.no_grad()
 def stream_decode(
     vae: torch.nn.Module,
     latents: torch.Tensor,
     context: torch.Tensor | None = None,
     check_cancel: Callable[[], None] = SILENT.check_cancel,
+    parked: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Yield the frames of `latents`, call by call, on the module's device.
 
     latents: [1, C, T, h, w] on the module's device and in its dtype. context: [1, C, k, h, w], the latents before them
-    in the film, decoded and dropped. Equals `vae.decode` of both together without the context's frames.
+    in the film, decoded and dropped. Equals `vae.decode` of both together without the context's frames. parked: the
+    caches lie in RAM, with the same result.
     """
     traits = require_traits(vae, latents)
     drop = 0 if context is None else frame_count(context.shape[2], 0)
     film = latents if context is None else torch.cat([context.to(latents), latents], dim=2)
-    caches: list = [None] * traits.cache_slots
+    caches = new_caches(traits.cache_slots, parked)
     for start, stop in calls_of(film.shape[2], traits, film.shape[3] * film.shape[4]):
         check_cancel()
         options = {"first_chunk": True} if traits.marks_first and start == 0 else {}
-        out = vae.decoder(vae.conv2(film[:, :, start:stop]), feat_cache=caches, feat_idx=[0], **options)
-        frames = frames_of(torch.cat(out, dim=2) if isinstance(out, list) else out, traits.patch)
+        out = joined(vae.decoder(vae.conv2(film[:, :, start:stop]), feat_cache=caches, feat_idx=[0], **options))
+        frames = frames_of(out, traits.patch)
         if drop < len(frames):
             yield frames[drop:]
         drop = max(0, drop - len(frames))
@@ -116,6 +134,11 @@ def calls_of(latents: int, traits: WanDecoderTraits, latent_pixels: int) -> Iter
     yield 0, 1
     for start in range(1, latents, together):
         yield start, min(start + together, latents)
+
+
+def joined(out: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+    """What a decoder has returned as one tensor: later ComfyUI releases hand out pieces in time."""
+    return torch.cat(out, dim=2) if isinstance(out, list) else out
 
 
 def frames_of(out: torch.Tensor, patch: int) -> torch.Tensor:

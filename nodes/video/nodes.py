@@ -13,9 +13,8 @@ from ..common.compat import (
     schema,
 )
 from ..common.types import VideoClips
-from ..memory.state import placed
-from .bridge import disk_errors, load_clip, open_run, save_clip
-from .run_folder import run_path
+from .bridge import disk_errors, load_clip, open_run, reserve_clip, resume_clip, save_clip
+from .places import run_path
 
 RUN_TIP = "The film's folder inside output/videomemory. Clips already finished there are not decoded again."
 
@@ -55,6 +54,9 @@ class SaveClip(io.ComfyNode):
                               "holds with this word is not sampled again. Empty = always sampled."),
                 field(io.String, "note", optional=True, default="",
                       tooltip="A line for people in the folder's manifest; Render Short writes the clip's prompt."),
+                field(io.String, "keeps", optional=True, default="",
+                      tooltip="Another fingerprint under which the folder may hold the clip: then it is kept as it is, "
+                              "under the new one. Render Short fills it where only an earlier clip is made again."),
             ],
             outputs=[
                 VideoClipsIO.Output(id="saved_clips", display_name="clips",
@@ -70,22 +72,28 @@ class SaveClip(io.ComfyNode):
         return _check_run_name(run_name)
 
     @classmethod
-    def check_lazy_status(cls, run_name: str, clips=None, fingerprint: str = "", **inputs: object) -> list[str]:
+    def fingerprint_inputs(cls, run_name: str | None, **_others: object) -> int:
+        """Another number after files of the folder were changed or deleted by somebody else: then look again."""
+        run = open_run(run_name or "linked")
+        return run.seen.changes(run.path)
+
+    @classmethod
+    def check_lazy_status(cls, run_name: str, clips=None, fingerprint: str = "", keeps: str = "",
+                          **inputs: object) -> list[str]:
         """A clip that is safe in the folder needs no sampler: its latents and its memory are read from there."""
-        index = len(clips.records) if clips else 0
-        if fingerprint and open_run(run_name).is_sampled(index, fingerprint):
+        index, run = len(clips.records) if clips else 0, open_run(run_name)
+        if any(word and run.is_sampled(index, word) for word in (fingerprint, keeps)):
             return []
-        open_run(run_name).require_writable()
+        reserve_clip(run, index, node_id(cls), fingerprint)
         return [name for name in ("samples", "memory") if name in inputs and inputs[name] is None]
 
     @classmethod
     def execute(cls, vae: object, run_name: str, samples: dict | None = None, memory=None, plan=None, clips=None,
-                fingerprint: str = "", note: str = "") -> io.NodeOutput:
+                fingerprint: str = "", note: str = "", keeps: str = "") -> io.NodeOutput:
         run, before = open_run(run_name), clips.records if clips else ()
-        if samples is None:
-            samples, memory = load_clip(run, len(before), True, fingerprint)
-            memory = memory if plan is None else placed(memory, plan.spec.placement)
         with disk_errors("Save Clip", run.path):
+            if samples is None:
+                samples, memory = resume_clip(run, len(before), fingerprint, keeps, plan)
             record, report = save_clip(run, len(before), samples, vae, memory, plan, fingerprint,
                                        node_progress(1, node_id(cls)), note)
         return io.NodeOutput(VideoClips((*before, record)), memory, report)
@@ -122,8 +130,9 @@ class LoadClip(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run_name: str, clip_index: int, **_others: object) -> str:
-        take = open_run(run_name).newest(clip_index)
-        return f"{take.digest} {sorted(take.files)}" if take else ""
+        run = open_run(run_name)
+        take = run.newest(clip_index)
+        return f"{run.seen.changes(run.path)} {take.digest} {sorted(take.files)}" if take else ""
 
     @classmethod
     def execute(cls, run_name: str, clip_index: int, with_memory: bool) -> io.NodeOutput:

@@ -1,23 +1,24 @@
 """The run folder: where a film's clips are kept, so that a kill at any moment costs at most the clip in flight.
 
-    <output>/videomemory/<run name>/
+    <output>/videomemory/<run name>/      (or another root, see places.py)
         manifest.json                     readable by a person; the only truth about what is finished
         clip_000.latents.safetensors      samples, context_samples, first_latent
         clip_000.memory.safetensors       the VIDEO_MEMORY after the clip
-        clip_000.mkv                      its frames, lossless (FFV1)
+        clip_000.mkv                      its frames, lossless (FFV1), or clip_000.h264.mkv, compressed
+        clip_000.json                     its entry in the manifest once more
         clip_000.take2.latents...         a re-roll of the clip, until and after it replaces the first take
+        run.lock                          who writes here (lock.py)
 
 Order of a save: latents, memory, video; the manifest says "latents", "memory", "done" after each. Every file is written
 to `<name>.tmp`, flushed to the disk and renamed, and a re-roll gets names of its own, so no file that the manifest
 calls finished is ever touched: a take is replaced by one write of the manifest, and only then are its files deleted.
+Files are trusted as seen.py says. What of a take is damaged counts as not there: it is made again, the rest is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -27,7 +28,10 @@ from ..common.errors import message
 from ..common.progress import SILENT, Progress
 from ..common.types import ClipRecord
 from ..interpolation.retime import exact_fps
+from .lock import LOCKS
 from .manifest import (
+    CARD,
+    FINISHED,
     KINDS,
     STATUSES,
     StoredFile,
@@ -36,65 +40,86 @@ from .manifest import (
     flush_folder,
     read_manifest,
     record_of,
+    recover,
+    write_card,
     write_manifest,
 )
+from .places import run_path, run_root
+from .seen import SEEN, SeenFiles, file_sha256
 from .tiers import COMPRESSED, compress_video
-
-RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
-NAME_LENGTH = 80
-FINISHED = ("done", "dropped")  # statuses of takes that only a finished one replaces
 
 
 class RunFolder:
     """The takes of one film on disk. Holds no state: every call reads the manifest, so two handles never disagree."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, seen: SeenFiles = SEEN) -> None:
+        self.path, self.seen = Path(path), seen
 
     def takes(self) -> list[Take]:
         """All takes, in clip order; ValueError for a manifest that is not ours, RuntimeError for an unreadable one."""
         return read_manifest(self.path)
 
-    def finished(self, index: int, fingerprint: str, check_sha256: bool = False) -> ClipRecord | None:
-        """The finished clip `index` if it was made from `fingerprint` and its files are all there, else None."""
+    def finished(self, index: int, fingerprint: str) -> ClipRecord | None:
+        """The finished clip `index` if it was made from `fingerprint` and its files are what they were, else None."""
         take = self._find(index, lambda take: take.status == "done" and take.fingerprint == fingerprint)
-        return self.record(take) if take and self._intact(take, check_sha256) else None
+        return self.record(take) if take and self.intact(take) == take.files else None
 
     def saved(self, index: int, fingerprint: str) -> Take | None:
         """The newest take of clip `index` made from `fingerprint` whose latents are safe, finished or not."""
-        take = self._find(index, lambda take: take.fingerprint == fingerprint and "latents" in take.files)
-        return take if take and self._intact(take, False) else None
+        return self._find(index, lambda take: take.fingerprint == fingerprint and "latents" in self.intact(take))
 
     def is_sampled(self, index: int, fingerprint: str) -> bool:
         """True when the latents of clip `index` from `fingerprint` and the memory after it are safe: no sampling."""
         take = self.saved(index, fingerprint)
-        return take is not None and "memory" in take.files
+        return take is not None and "memory" in self.intact(take)
 
     def newest(self, index: int) -> Take | None:
-        """The newest take of clip `index` whose latents are safe: what Load Clip opens."""
-        take = self._find(index, lambda take: "latents" in take.files)
-        return take if take and self._intact(take, False) else None
+        """The newest take of clip `index` that has latents, whatever they look like: what Load Clip opens."""
+        return self._find(index, lambda take: "latents" in take.files)
+
+    def fingerprints(self, index: int) -> list[str]:
+        """What the takes of clip `index` were made from: the finished one first, then the newest."""
+        takes = [take for take in self.takes() if take.index == index]
+        return [take.fingerprint for take in sorted(takes, key=lambda t: (t.status not in FINISHED, -t.take))]
+
+    def seconds(self) -> list[float]:
+        """What each clip of the film took to make, of those that know."""
+        return [take.seconds for take in self.takes() if take.seconds]
+
+    def harm(self, index: int, fingerprint: str) -> dict[str, str]:
+        """What became of those files of the newest take from `fingerprint` that are not as they were saved, by kind."""
+        take = self._find(index, lambda take: take.fingerprint == fingerprint)
+        bad = {kind: stored.name for kind, stored in take.files.items() if not self._is_intact(stored)} if take else {}
+        return {kind: f"{name} {'had changed on the disk' if (self.path / name).exists() else 'was gone'}"
+                for kind, name in bad.items()}
+
+    def intact(self, take: Take) -> dict[str, StoredFile]:
+        """The files of a take that are there and have the bytes that were written."""
+        return {kind: stored for kind, stored in take.files.items() if self._is_intact(stored)}
 
     def begin(self, index: int, fingerprint: str, digest: str, video_key: str = "", note: str = "") -> Take:
         """Start a take of clip `index` from these latents, or take up the one that has them (after a kill or a cancel).
 
-        A take of the same digest and video_key keeps its files and its status, "done" included; only its fingerprint
-        is renewed. An unfinished take of anything else is given up; a finished one stays valid until this one is done.
+        A take of the same digest and video_key keeps its files, as far as they are intact, and its status, "done"
+        included; only its fingerprint is renewed. An unfinished take of anything else is given up; a finished one stays
+        valid until this one is done.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        takes = self.takes()
-        wanted = (index, digest, video_key)
-        for take in takes:
-            if (take.index, take.digest, take.video_key) == wanted and self._intact(take, False):
-                same = take.fingerprint == fingerprint
-                return take if same else self._update(replace(take, fingerprint=fingerprint))
-        number = 1 + max((take.take for take in takes if take.index == index), default=0)
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        take = Take(index, number, STATUSES[0], fingerprint, digest, now, note, video_key=video_key)
-        kept = [t for t in takes if t.index != index or (t.status in FINISHED and self._intact(t, False))]
-        self._write([*kept, take])
-        self._sweep(index)
-        return take
+        with LOCKS.hold(self.path):
+            takes = self.takes()
+            for take in takes:
+                if (take.index, take.digest, take.video_key) == (index, digest, video_key):
+                    return self._take_up(take, fingerprint)
+            number = 1 + max((take.take for take in takes if take.index == index), default=0)
+            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            take = Take(index, number, STATUSES[0], fingerprint, digest, now, note, video_key=video_key)
+            self._write([t for t in takes if t.index != index or t.status in FINISHED], take)
+            self._sweep(index)
+            return take
+
+    def rename(self, index: int, old: str, new: str) -> None:
+        """Say of the take of clip `index` made from `old` that it was made from `new`: it is kept by choice."""
+        with LOCKS.hold(self.path):
+            self._update(replace(self.saved(index, old), fingerprint=new))
 
     def put(self, take: Take, kind: str, write: Callable[[Path], object]) -> Take:
         """Write one file of a take: `write(path)` fills a temporary file, which is flushed, renamed and then listed.
@@ -104,28 +129,15 @@ class RunFolder:
         """
         return self._put(take, kind, take.file_name(KINDS[kind]), write)
 
-    def _put(self, take: Take, kind: str, name: str, write: Callable[[Path], object]) -> Take:
-        temporary = self.path / f"{name}.tmp"
-        try:
-            made = write(temporary)
-            stored = StoredFile(name, temporary.stat().st_size, file_sha256(temporary))
-            flush(temporary)
-            os.replace(temporary, self.path / name)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        flush_folder(self.path)
-        status = kind if kind in STATUSES and take.status not in FINISHED else take.status
-        take = replace(take, status=status, files={**take.files, kind: stored})
-        if kind == "video" and made is not None:
-            take = replace(take, frames=made.frames, fps=float(made.fps), width=made.width, height=made.height)
-        return self._update(take)
+    def finish(self, take: Take, seconds: float = 0.0) -> ClipRecord:
+        """Call the take done: from this write on it is the clip, and the files of older takes are deleted.
 
-    def finish(self, take: Take) -> ClipRecord:
-        """Call the take done: from this write on it is the clip, and the files of older takes are deleted."""
-        take = replace(take, status="done")
-        self._write([*(t for t in self.takes() if t.index != take.index), take])
-        self._sweep(take.index)
+        seconds: what it took to make it, 0 = not known.
+        """
+        with LOCKS.hold(self.path):
+            take = replace(take, status="done", seconds=seconds or take.seconds)
+            self._write([t for t in self.takes() if t.index != take.index], take)
+            self._sweep(take.index)
         return self.record(take)
 
     def record(self, take: Take) -> ClipRecord:
@@ -133,25 +145,21 @@ class RunFolder:
         return record_of(self.path, take)
 
     def file(self, take: Take, kind: str) -> Path:
-        """Where the take's file of this kind lies; ValueError when it has none."""
+        """Where the take's file of this kind lies, its bytes compared with the manifest (see seen.py).
+
+        ValueError when the take has none, RuntimeError when it has changed: what is made from it would be wrong.
+        """
         if kind not in take.files:
             raise ValueError(message(
                 f"Clip {take.index} of the run {self.path.name!r} was asked for its {kind}",
                 f"a clip that has only {', '.join(take.files)}", "a clip saved with it",
                 f"Save the clip again with its {kind} connected, or load it without."))
-        return self.path / take.files[kind].name
-
-    def undamaged(self, take: Take, kind: str) -> Path:
-        """file(), after its bytes were compared with the manifest; RuntimeError when they have changed.
-
-        For latents: what is decoded from others would replace the finished clip. A memory may hold gigabytes.
-        """
-        path = self.file(take, kind)
-        if not path.is_file() or file_sha256(path) != take.files[kind].sha256:
+        path = self.path / take.files[kind].name
+        if not self._is_intact(take.files[kind]):
             raise RuntimeError(message(
                 f"Clip {take.index} of the run {self.path.name!r} must be as it was saved",
-                f"{path.name} with other bytes", "the bytes that the manifest lists",
-                f"Delete {path} and queue again: the clip is made anew."))
+                f"{path.name} with other bytes" if path.exists() else f"no {path.name}",
+                "the bytes that the manifest lists", "Render the clip again: queue the workflow that made it."))
         return path
 
     def compress_videos(self, records: Sequence[ClipRecord], progress: Progress = SILENT) -> int:
@@ -161,18 +169,13 @@ class RunFolder:
         as they are. `current` tells where the frames are now.
         """
         freed = 0
-        for take in self._unchanged(records):
-            old = take.files["video"]
-            if not old.name.endswith(COMPRESSED):
-                freed += old.bytes - self._compress(take, self.path / old.name, progress).bytes
-            self._sweep(take.index)
+        with LOCKS.hold(self.path):
+            for take in self._unchanged(records):
+                old = take.files["video"]
+                if not old.name.endswith(COMPRESSED):
+                    freed += old.bytes - self._compress(take, self.path / old.name, progress).bytes
+                self._sweep(take.index)
         return freed
-
-    def _compress(self, take: Take, source: Path, progress: Progress) -> StoredFile:
-        def write(path: Path) -> None:
-            compress_video(source, path, take.frames, exact_fps(take.fps), progress)
-
-        return self._put(take, "video", take.file_name(COMPRESSED), write).files["video"]
 
     def drop_videos(self, records: Sequence[ClipRecord]) -> int:
         """Delete these clips' frames; latents and memory stay, from which Save Clip decodes them again when asked.
@@ -180,86 +183,102 @@ class RunFolder:
         Clips that were replaced or damaged since are left as they are. Returns the bytes that were freed.
         """
         freed = 0
-        for take in self._unchanged(records):
-            files = {kind: stored for kind, stored in take.files.items() if kind != "video"}
-            self._update(replace(take, status="dropped", files=files))
-            freed += take.files["video"].bytes
-        for record in records:
-            self._sweep(record.index)  # also what a kill has left
+        with LOCKS.hold(self.path):
+            for take in self._unchanged(records):
+                files = {kind: stored for kind, stored in take.files.items() if kind != "video"}
+                self._update(replace(take, status="dropped", files=files))
+                freed += take.files["video"].bytes
+            for record in records:
+                self._sweep(record.index)  # also what a kill has left
         return freed
 
     def current(self, record: ClipRecord) -> ClipRecord:
-        """The record with the file that holds its frames now; RuntimeError when there is none any more."""
-        takes = [t for t in self.takes() if (t.index, t.digest) == (record.index, record.digest) and "video" in t.files]
-        if not takes:
+        """The record with the file that holds its frames now; RuntimeError when there is none any more.
+
+        Then the folder counts as changed, and the next prompt makes the frames again.
+        """
+        take = self._find(record.index, lambda take: take.digest == record.digest and "video" in self.intact(take))
+        if take is None:
+            self.seen.missed(self.path / record.video_file)
             raise RuntimeError(message(
-                f"The film needs the frames of clip {record.index}", f"none in {self.path}", "the clip as it was saved",
+                f"The film needs the frames of clip {record.index}", f"none that are as they were in {self.path}",
+                "the clip as it was saved",
                 "Queue again: they are decoded from the clip's latents, or the clip is rendered anew."))
-        return self.record(takes[-1])
+        return self.record(take)
+
+    def _compress(self, take: Take, source: Path, progress: Progress) -> StoredFile:
+        def write(path: Path) -> None:
+            compress_video(source, path, take.frames, exact_fps(take.fps), progress)
+
+        return self._put(take, "video", take.file_name(COMPRESSED), write).files["video"]
 
     def _unchanged(self, records: Sequence[ClipRecord]) -> list[Take]:
         """The finished takes that these records speak of, as far as their frames are what they were."""
         listed = {(take.index, take.digest): take for take in self.takes() if take.status == "done"}
         takes = [listed[key] for record in records if (key := (record.index, record.digest)) in listed]
-        return [take for take in takes if self._intact(take, check_sha256=True)]
+        return [take for take in takes if "video" in self.intact(take)]
 
-    def require_writable(self) -> None:
-        """RuntimeError when nothing can be written here, so that it is known before anything is sampled."""
-        folder = next(path for path in (self.path, *self.path.parents) if path.exists())
-        if not os.access(folder, os.W_OK):
-            raise RuntimeError(message(
-                f"A film needs a folder to write to, {str(self.path)!r}", f"no right to write into {str(folder)!r}",
-                "a folder that ComfyUI may write to",
-                "Change its rights, or give ComfyUI another --output-directory."))
+    def _take_up(self, take: Take, fingerprint: str) -> Take:
+        files, status = self.intact(take), take.status
+        if files != take.files:
+            made = "memory" if "memory" in files else "latents" if "latents" in files else STATUSES[0]
+            status = "dropped" if status in FINISHED else made
+        again = replace(take, fingerprint=fingerprint, files=files, status=status)
+        return take if again == take else self._update(again)
+
+    def _put(self, take: Take, kind: str, name: str, write: Callable[[Path], object]) -> Take:
+        with LOCKS.hold(self.path):
+            temporary = self.path / f"{name}.tmp"
+            try:
+                made = write(temporary)
+                stored = StoredFile(name, temporary.stat().st_size, file_sha256(temporary))
+                flush(temporary)
+                os.replace(temporary, self.path / name)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            flush_folder(self.path)
+            self.seen.wrote(self.path / name, stored.sha256)
+            status = kind if kind in STATUSES and take.status not in FINISHED else take.status
+            take = replace(take, status=status, files={**take.files, kind: stored})
+            if kind == "video" and made is not None:
+                take = replace(take, frames=made.frames, fps=float(made.fps), width=made.width, height=made.height)
+            return self._update(take)
+
+    def _is_intact(self, stored: StoredFile) -> bool:
+        return self.seen.is_intact(self.path / stored.name, stored)
 
     def _find(self, index: int, fits: Callable[[Take], bool]) -> Take | None:
-        found = [take for take in self.takes() if take.index == index and fits(take)]
-        return max(found, key=lambda take: take.take, default=None)
-
-    def _intact(self, take: Take, check_sha256: bool) -> bool:
-        for stored in take.files.values():
-            path = self.path / stored.name
-            if not path.is_file() or path.stat().st_size != stored.bytes:
-                return False
-            if check_sha256 and file_sha256(path) != stored.sha256:
-                return False
-        return True
+        takes = sorted((take for take in self.takes() if take.index == index), key=lambda take: -take.take)
+        return next((take for take in takes if fits(take)), None)
 
     def _update(self, take: Take) -> Take:
-        self._write([take if (t.index, t.take) == (take.index, take.take) else t for t in self.takes()])
+        self._write([t for t in self.takes() if (t.index, t.take) != (take.index, take.take)], take)
         return take
 
-    def _write(self, takes: list[Take]) -> None:
-        write_manifest(self.path, takes)
+    def _write(self, others: list[Take], take: Take) -> None:
+        write_card(self.path, take)
+        write_manifest(self.path, [*others, take])
 
     def _sweep(self, index: int) -> None:
         """Delete the files of clip `index` that the manifest does not list."""
-        listed = {stored.name for take in self.takes() for stored in take.files.values()}
+        takes = self.takes()
+        listed = {stored.name for take in takes for stored in take.files.values()}
+        listed |= {take.file_name(CARD) for take in takes}
         for path in self.path.glob(f"clip_{index:03d}.*"):
             if path.name not in listed:
+                self.seen.removed(path)
                 with contextlib.suppress(OSError):  # a player holds it open (Windows): the next sweep gets it
                     path.unlink()
 
 
-def run_path(root: str | Path, run_name: str) -> Path:
-    """The run folder `run_name` inside `root`; ValueError for a name that is no plain folder name on every system.
+def open_folder(output: str, named: Sequence[str], run_name: str) -> RunFolder:
+    """The run folder of this name (made when something is saved), its manifest made anew if it was lost.
 
-    Characters that Windows refuses become "_"; path separators, reserved device names and an empty name are refused.
+    output: ComfyUI's output folder. named: the user's own places for run folders (places.run_root).
     """
-    name = run_name.strip().rstrip(". ")
-    plain = name and not re.search(r"[/\\]", run_name) and len(name) <= NAME_LENGTH
-    if not plain or name.split(".")[0].strip().upper() in RESERVED:
-        raise ValueError(message(
-            "A run needs a name for its folder", run_name,
-            f"a plain folder name of 1 to {NAME_LENGTH} characters without / or \\ and not a device name such as CON",
-            'Choose a name such as "my_short".'))
-    return Path(root) / re.sub(r'[<>:"|?*\x00-\x1f]', "_", name)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces of 1 MB."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    run = RunFolder(run_path(run_root(output, named), run_name))
+    sentence = recover(run.path)
+    if sentence:
+        run.seen.tell(run.path, sentence)
+    return run

@@ -7,7 +7,8 @@ shrinks from layer to layer, so that the expensive last layers work on little mo
 frame there is no margin: there the decoder's own zero padding is what the whole frame would have had.
 
 Every tile is decoded through the whole clip (its caches are causal in time) into one buffer of the clip's frames on the
-CPU. Decoders that cannot be cut behind the middle block (other ComfyUI releases) are decoded in blended tiles.
+CPU; the last tile completes the frames one after the other. The other order, all tiles of a frame first, would carry
+every tile's caches to RAM and back for every latent: 3.6 KB per pixel against 6 bytes per pixel and frame here.
 
 Layouts: latents [1, C, T, h, w], frames [n, H, W, 3] float32 in 0..1.
 """
@@ -23,9 +24,8 @@ import torch
 
 from ..common.progress import SILENT
 from ..common.types import TEMPORAL_STRIDE
-from .decode import WanDecoderTraits, calls_of, frame_count, frames_of, require_traits, stream_decode
+from .decode import WanDecoderTraits, calls_of, frame_count, frames_of, joined, new_caches, require_traits
 
-TILE_OVERLAP = 0.25  # of a blended tile's side; the blend ramp is as wide
 Span = tuple[int, int]  # [start, stop)
 
 
@@ -36,18 +36,44 @@ def stream_decode_tiled(
     context: torch.Tensor | None,
     tile_latents: int,
     check_cancel: Callable[[], None] = SILENT.check_cancel,
+    parked: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """Yield the frames of `latents` four at a time, decoded in tiles; arguments as decode.stream_decode.
+    """Yield the frames of `latents` at most four at a time, decoded in tiles; arguments as decode.stream_decode.
 
     tile_latents: side of a tile in latent pixels. Equals stream_decode up to the rounding of other convolution sizes
-    and of the buffer (16 bits a value).
+    and of the buffer (16 bits a value). The first frames leave as soon as the last tile has them.
     """
     traits = require_traits(vae, latents)
+    film = latents if context is None else torch.cat([context.to(latents), latents], dim=2)
     total = frame_count(latents.shape[2], 0 if context is None else context.shape[2])
-    decode = _blended if traits.latents_per_call > 1 else _exact
-    buffer = decode(vae, traits, latents, context, tile_latents, total, check_cancel)
-    for start in range(0, total, TEMPORAL_STRIDE):
-        yield _read(buffer[start : start + TEMPORAL_STRIDE])
+    middle = _run_middle(vae, traits, film, check_cancel)
+    scale = _scale(vae.decoder) * traits.patch
+    height, width = film.shape[3:]
+    tiles = list(itertools.product(tile_spans(height, tile_latents), tile_spans(width, tile_latents)))
+    buffer = torch.empty(total if len(tiles) > 1 else 0, height * scale, width * scale, 3, dtype=torch.int16)
+    for number, (rows, columns) in enumerate(tiles, 1):
+        area = (slice(None), *(slice(start * scale, stop * scale) for start, stop in (rows, columns)))
+        start, drop = 0, frame_count(film.shape[2], 0) - total
+        for frames in _decode_tile(vae, traits, middle, rows, columns, film, check_cancel, parked):
+            new = frames[drop:]
+            drop = max(0, drop - len(frames))
+            stop = start + len(new)
+            if number < len(tiles):
+                buffer[start:stop][area] = _write(new)
+            elif len(new):
+                yield from _completed(buffer[start:stop], new, area)
+            start = stop
+
+
+def _completed(buffered: torch.Tensor, last: torch.Tensor, area: tuple[slice, ...]) -> Iterator[torch.Tensor]:
+    """The frames whose last tile has come, at most four at a time: what the buffer holds of them, and that tile."""
+    if not len(buffered):  # there is one tile
+        yield from last.split(TEMPORAL_STRIDE)
+        return
+    for first in range(0, len(last), TEMPORAL_STRIDE):
+        frames = _read(buffered[first : first + TEMPORAL_STRIDE])
+        frames[area] = last[first : first + TEMPORAL_STRIDE].cpu()
+        yield frames
 
 
 def tiled_buffer_bytes(frames: int, height: int, width: int) -> int:
@@ -87,27 +113,6 @@ def layer_spans(steps: list[list[int]], span: Span, size: int) -> list[Span]:
     return spans
 
 
-def _exact(vae: torch.nn.Module, traits: WanDecoderTraits, latents: torch.Tensor, context: torch.Tensor | None,
-           tile_latents: int, total: int, check_cancel: Callable[[], None]) -> torch.Tensor:
-    """The clip's buffer, tile after tile behind one pass of the middle block."""
-    film = latents if context is None else torch.cat([context.to(latents), latents], dim=2)
-    middle = _run_middle(vae, traits, film, check_cancel)
-    height, width = film.shape[3:]
-    scale = _scale(vae.decoder) * traits.patch
-    buffer = torch.empty(total, height * scale, width * scale, 3, dtype=torch.int16)
-    drop = frame_count(film.shape[2], 0) - total
-    for top, bottom in tile_spans(height, tile_latents):
-        for left, right in tile_spans(width, tile_latents):
-            area = buffer[:, top * scale : bottom * scale, left * scale : right * scale]
-            done = -drop
-            for frames in _decode_tile(vae, traits, middle, (top, bottom), (left, right), film, check_cancel):
-                new = frames[max(0, -done) :]
-                start = max(0, done)
-                area[start : start + len(new)] = _write(new)
-                done += len(frames)
-    return buffer
-
-
 def _run_middle(vae: torch.nn.Module, traits: WanDecoderTraits, film: torch.Tensor,
                 check_cancel: Callable[[], None]) -> list[torch.Tensor]:
     """The middle block's output for every latent, [1, C, 1, h, w] each, on the CPU."""
@@ -116,13 +121,13 @@ def _run_middle(vae: torch.nn.Module, traits: WanDecoderTraits, film: torch.Tens
     middle = []
     for start, stop in calls_of(film.shape[2], traits, film.shape[3] * film.shape[4]):
         check_cancel()
-        out = front(vae.conv2(film[:, :, start:stop]), feat_cache=caches, feat_idx=[0])
+        out = joined(front(vae.conv2(film[:, :, start:stop]), feat_cache=caches, feat_idx=[0]))
         middle.extend(out.to("cpu").split(1, dim=2))
     return middle
 
 
 def _decode_tile(vae: torch.nn.Module, traits: WanDecoderTraits, middle: list[torch.Tensor], rows: Span, columns: Span,
-                 film: torch.Tensor, check_cancel: Callable[[], None]) -> Iterator[torch.Tensor]:
+                 film: torch.Tensor, check_cancel: Callable[[], None], parked: bool) -> Iterator[torch.Tensor]:
     """The frames of one tile of the whole film, call by call; rows, columns: in latent pixels."""
     decoder, scale = vae.decoder, _scale(vae.decoder)
     layers = list(decoder.upsamples)
@@ -136,12 +141,13 @@ def _decode_tile(vae: torch.nn.Module, traits: WanDecoderTraits, middle: list[to
     back = _part(decoder, conv1=_Through(), middle=torch.nn.Sequential(), upsamples=torch.nn.Sequential(*cropped))
     last = _Crop(*(_within(axis[-1], axis[-2][0]) for axis in spans))
     (top, bottom), (left, right) = spans[0][0], spans[1][0]
-    caches: list = [None] * (traits.cache_slots + 1)  # and the pass-through's
+    caches = new_caches(traits.cache_slots + 1, parked)  # and the pass-through's
     for start, stop in calls_of(film.shape[2], traits, (bottom - top) * (right - left)):
         check_cancel()
         piece = torch.cat([part[..., top:bottom, left:right] for part in middle[start:stop]], dim=2).to(film)
         options = {"first_chunk": True} if traits.marks_first and start == 0 else {}
-        yield frames_of(last(back(piece, feat_cache=caches, feat_idx=[0], **options)), traits.patch)
+        out = joined(back(piece, feat_cache=caches, feat_idx=[0], **options))
+        yield frames_of(last(out), traits.patch)
 
 
 class _Through(torch.nn.Module):
@@ -196,47 +202,3 @@ def _write(frames: torch.Tensor) -> torch.Tensor:
 
 def _read(buffered: torch.Tensor) -> torch.Tensor:
     return (buffered.float() + 32768.0) / 65535.0
-
-
-def _blended(vae: torch.nn.Module, traits: WanDecoderTraits, latents: torch.Tensor, context: torch.Tensor | None,
-             tile_latents: int, total: int, check_cancel: Callable[[], None]) -> torch.Tensor:
-    """The clip's buffer from overlapping tiles, weighted by ramps that add up to one.
-
-    The attention sees a tile instead of the frame, so the result is close to the whole-frame decode, not equal.
-    """
-    height, width = latents.shape[3:]
-    buffer = weights = None
-    for row, (top, bottom) in enumerate(_blended_spans(height, tile_latents)):
-        for column, (left, right) in enumerate(_blended_spans(width, tile_latents)):
-            area = (..., slice(top, bottom), slice(left, right))
-            done = 0
-            for frames in stream_decode(vae, latents[area], None if context is None else context[area], check_cancel):
-                scale = frames.shape[1] // (bottom - top)
-                if buffer is None:
-                    buffer = torch.zeros(total, height * scale, width * scale, 3, dtype=torch.float16)
-                    weights = [_blend_weights(_blended_spans(n, tile_latents), n, scale) for n in (height, width)]
-                rows, columns = slice(top * scale, bottom * scale), slice(left * scale, right * scale)
-                weight = weights[0][row][rows, None, None] * weights[1][column][None, columns, None]
-                buffer[done : done + len(frames), rows, columns] += (frames.cpu() * weight).half()
-                done += len(frames)
-    return _write(buffer.float().clamp(0.0, 1.0))
-
-
-def _blended_spans(size: int, tile: int) -> list[Span]:
-    """Evenly spaced tiles of side `tile` that cover `size` and overlap by at least TILE_OVERLAP."""
-    if tile >= size:
-        return [(0, size)]
-    overlap = max(1, round(tile * TILE_OVERLAP))
-    count = math.ceil((size - overlap) / (tile - overlap))
-    starts = [round(i * (size - tile) / (count - 1)) for i in range(count)]
-    return [(start, start + tile) for start in starts]
-
-
-def _blend_weights(spans: list[Span], size: int, scale: int) -> list[torch.Tensor]:
-    """One [size * scale] weight per tile: tents that fall to both ends of the tile, together one at every pixel."""
-    tents = torch.zeros(len(spans), size * scale)
-    for tent, (start, stop) in zip(tents, spans, strict=True):
-        side = (stop - start) * scale
-        ramp = torch.arange(side) + 0.5
-        tent[start * scale : stop * scale] = torch.minimum(ramp, ramp.flip(0)).clamp(max=side * TILE_OVERLAP)
-    return list(tents / tents.sum(dim=0))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pack.nodes.video.decode import (
     CONTEXT_LATENTS,
     frame_count,
+    new_caches,
     stream_decode,
     wan_decoder_traits,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def whole(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
@@ -50,6 +56,49 @@ def test_context_of_the_whole_film_changes_nothing(version, channels, random_vae
     z = torch.randn(1, channels, 6, 4, 4)
     assert torch.equal(streamed(vae, z[:, :, 4:], z[:, :, :4]), streamed(vae, z)[-8:])
     assert frame_count(2, 4) == 8 and frame_count(2, 0) == 5
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize(("version", "channels"), [("2.1", 4), ("2.2", 6)])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(latents=st.integers(1, 6), context=st.integers(0, 5), height=st.integers(1, 5), width=st.integers(1, 5),
+       together=st.integers(1, 6), parked=st.booleans())
+def test_streamed_equals_whole_for_any_clip(version, channels, latents, context, height, width, together, parked,
+                                            random_vae):
+    """Also the count: 4n - 3 frames at the film's start, 4n behind any context."""
+    vae = random_vae(version)
+    film = torch.randn(1, channels, context + latents, height, width)
+    z, before = film[:, :, context:], film[:, :, :context] if context else None
+    with mock.patch("pack.nodes.video.decode.CALL_LATENT_PIXELS", together * height * width):
+        frames = torch.cat(list(stream_decode(vae, z, before, parked=parked)))
+    assert len(frames) == frame_count(latents, context) == 4 * latents - (0 if context else 3)
+    assert (frames - whole(vae, film)[-len(frames):]).abs().max() < 1e-5
+
+
+class ToRam(TorchDispatchMode):
+    """Lets tensors without data, which stand for those on a card, be copied to RAM."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
+            return torch.empty(args[0].shape, dtype=args[0].dtype)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize(("version", "channels"), [("2.1", 4), ("2.2", 6)])
+def test_parked_caches_leave_the_device(version, channels, random_vae):
+    vae = random_vae(version).to("meta")
+    for module in vae.modules():
+        if hasattr(module, "optimized_attention"):
+            module.optimized_attention = lambda q, k, v: torch.empty_like(q)
+    places = []
+    for parked in (False, True):
+        caches = new_caches(wan_decoder_traits(vae).cache_slots, parked)
+        with mock.patch("pack.nodes.video.decode.new_caches", lambda *_, caches=caches: caches), ToRam():
+            frames = list(stream_decode(vae, torch.empty(1, channels, 3, 64, 64, device="meta"), parked=parked))
+        places.append({cache.device.type for cache in caches if cache is not None})
+    assert places == [{"meta"}, {"cpu"}] and len(frames) == 3 and {piece.device.type for piece in frames} == {"meta"}
 
 
 @pytest.mark.comfy

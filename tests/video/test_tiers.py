@@ -11,6 +11,7 @@ import torch
 from pack.nodes.common.progress import Progress
 from pack.nodes.video.encode import read_frames, write_ffv1
 from pack.nodes.video.run_folder import RunFolder
+from pack.nodes.video.seen import SeenFiles
 from pack.nodes.video.tiers import compress_video
 
 
@@ -44,7 +45,7 @@ def test_compressed_clip_is_smaller_and_looks_the_same(tmp_path):
     assert freed == before - (tmp_path / now.video_file).stat().st_size > 0
     error = (frames_of(run, record).float() - moving(9).float()) / 255
     assert len(error) == now.frames == 9 and -10 * torch.log10((error**2).mean()) > 45
-    assert run.finished(0, "a", check_sha256=True) == now
+    assert RunFolder(tmp_path, SeenFiles()).finished(0, "a") == now
     assert run.begin(0, "a", record.digest, "vae").status == "done"  # nothing to do for Save Clip
 
 
@@ -76,7 +77,7 @@ def test_kill_while_compressing_costs_nothing(tmp_path, monkeypatch, deadly, aft
         patch.setattr(os, "replace", replace)
         run.compress_videos(records)
     for record in records:
-        assert run.finished(record.index, "a", check_sha256=True)
+        assert RunFolder(tmp_path, SeenFiles()).finished(record.index, "a")
         assert len(frames_of(run, record)) == 9
     run.compress_videos(records)
     assert sorted(path.name for path in tmp_path.glob("*.mkv")) == ["clip_000.h264.mkv", "clip_001.h264.mkv"]
@@ -105,7 +106,7 @@ def test_dropped_clip_keeps_what_it_was_made_of(tmp_path):
     take = run.begin(0, "a", record.digest, "vae")
     assert set(take.files) == {"latents", "memory"}
     again = run.finish(run.put(take, "video", lambda path: write_ffv1(path, [moving(9)], 8)))
-    assert again == record == run.finished(0, "a", check_sha256=True)
+    assert again == record == RunFolder(tmp_path, SeenFiles()).finished(0, "a")
 
 
 def test_dropped_clip_survives_a_reroll_that_is_not_finished(tmp_path):

@@ -6,14 +6,10 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pack.nodes.video.decode import stream_decode
 from pack.nodes.video.tiles import (
-    _blend_weights,
-    _blended,
-    _blended_spans,
-    _read,
     _steps,
     layer_spans,
     middle_bytes,
@@ -48,6 +44,51 @@ def test_tiles_equal_the_whole_frame(version, channels, height, width, tile, ran
     wanted = streamed(vae, z)
     assert wanted.std() > 0.01
     assert (tiled(vae, z, tile) - wanted).abs().max() < 2 * BUFFER
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize(("version", "channels"), [("2.1", 4), ("2.2", 6)])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(height=st.integers(1, 13), width=st.integers(1, 13), across=st.integers(1, 4), latents=st.integers(1, 3),
+       context=st.integers(0, 3), parked=st.booleans(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_any_tiles_of_any_clip_equal_the_whole_frame(version, channels, height, width, across, latents, context, parked,
+                                                     dtype, random_vae):
+    vae, tile = random_vae(version).to(dtype), -(-max(height, width) // across)
+    film = torch.randn(1, channels, context + latents, height, width, dtype=dtype)
+    z, before = film[:, :, context:], film[:, :, :context] if context else None
+    wanted = streamed(vae, z, before)
+    pieces = list(stream_decode_tiled(vae, z, before, tile, parked=parked))
+    assert all(1 <= len(piece) <= 4 for piece in pieces)
+    if dtype == torch.float32:
+        assert (torch.cat(pieces) - wanted).abs().max() < 2 * BUFFER
+    else:
+        assert psnr(torch.cat(pieces), wanted) > 60
+
+
+@pytest.mark.comfy
+def test_frames_leave_before_the_last_tile_is_through(random_vae, monkeypatch):
+    """What has left by then is complete: its pixels are those of the whole frame."""
+    monkeypatch.setattr("pack.nodes.video.decode.CALL_LATENT_PIXELS", 1)  # one latent a call
+    vae, calls = random_vae("2.1"), []
+    z = torch.randn(1, 4, 4, 5, 6)
+    pieces = stream_decode_tiled(vae, z, None, 3, lambda: calls.append(1))
+    first = next(pieces)
+    in_all = 4 + 2 * 2 * 4  # the middle block, then four calls of each tile
+    assert len(calls) == in_all - 3 and len(first) == 1
+    rest = list(pieces)
+    assert len(calls) == in_all and [len(piece) for piece in rest] == [4, 4, 4]
+    assert (torch.cat([first, *rest]) - streamed(vae, z)).abs().max() < 2 * BUFFER
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("tile", [6, 99])
+def test_a_decoder_that_hands_out_pieces_is_cut_as_exactly(toy_vae, film, tile):
+    """ComfyUI after 0.3.75 takes the layers behind the middle block two frames at a time and returns a list."""
+    later, z = in_pieces(toy_vae), film[:, :, :5]
+    assert isinstance(later.decoder(later.conv2(z[:, :, :1]), feat_cache=[None] * 99, feat_idx=[0]), list)
+    wanted = streamed(toy_vae, z)
+    assert (streamed(later, z) - wanted).abs().max() < 1e-5
+    assert (tiled(later, z, tile) - wanted).abs().max() < 2 * BUFFER
 
 
 @pytest.mark.comfy
@@ -116,28 +157,52 @@ def test_tiles_cover_everything_once(size, tile):
     assert all(0 < stop - start <= tile for start, stop in spans)
 
 
-@pytest.mark.comfy
-def test_blended_tiles_join_without_a_seam(toy_vae, film):
-    """What decoders of other ComfyUI releases get, which cannot be cut behind the middle block."""
-    z = film[:, :, :3]
-    frames = streamed(toy_vae, z)
-    blended = _read(_blended(toy_vae, None, z, None, 8, 9, lambda: None))
-    assert psnr(blended, frames) > 30
-    columns = (blended[:, :, 1:] - blended[:, :, :-1]).abs().mean((0, 1, 3))
-    wanted = (frames[:, :, 1:] - frames[:, :, :-1]).abs().mean((0, 1, 3))
-    assert (columns - wanted).abs().max() < 0.01  # no column stands out where tiles meet
+def in_pieces(vae: torch.nn.Module) -> torch.nn.Module:
+    """The same VAE with its decoder run as later ComfyUI releases run it."""
+    import copy
+
+    class Later(type(vae.decoder)):
+        def forward(self, x, feat_cache=None, feat_idx=(0,)):
+            for layer in (_Cached(self.conv1), *self.middle):
+                x = layer(x, feat_cache, feat_idx) if _is_causal(layer) else layer(x)
+            pieces = []
+            self.run_up(0, x, feat_cache, feat_idx, pieces)
+            return pieces
+
+        def run_up(self, number, x, feat_cache, feat_idx, pieces):
+            if number == len(self.upsamples):
+                for layer in map(_Cached, self.head):
+                    x = layer(x, feat_cache, feat_idx)
+                pieces.append(x)
+                return
+            layer = self.upsamples[number]
+            x = layer(x, feat_cache, feat_idx)
+            split = getattr(layer, "mode", "") == "upsample3d" and x.shape[2] > 2
+            for part in x.split(2, dim=2) if split else [x]:
+                place = feat_idx.copy() if split else feat_idx
+                self.run_up(number + 1, part, feat_cache, place, pieces)
+
+    later = copy.deepcopy(vae)
+    later.decoder.__class__ = Later
+    return later
 
 
-@pytest.mark.parametrize(("size", "tile"), [(16, 8), (17, 8), (90, 32), (10, 9), (44, 24), (5, 2), (8, 8), (8, 99)])
-def test_blended_tiles_cover_everything_and_weigh_one(size, tile):
-    spans = _blended_spans(size, tile)
-    assert spans[0][0] == 0 and spans[-1][1] == size
-    assert all(stop - start == min(tile, size) for start, stop in spans)
-    assert all(first[1] > second[0] for first, second in itertools.pairwise(spans))
-    weights = torch.stack(_blend_weights(spans, size, 8))
-    assert torch.allclose(weights.sum(0), torch.ones(size * 8), atol=1e-6)
-    for weight, (start, stop) in zip(weights, spans, strict=True):
-        assert weight[: start * 8].sum() == 0 and weight[stop * 8 :].sum() == 0 and weight.min() >= 0
+class _Cached:
+    """A layer outside a block with its own cache, which is the decoder's business."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, x, feat_cache, feat_idx):
+        if type(self.layer).__name__ not in ("CausalConv3d", "_Through"):
+            return self.layer(x)
+        before, feat_cache[feat_idx[0]] = feat_cache[feat_idx[0]], x[:, :, -2:].clone()
+        feat_idx[0] += 1
+        return self.layer(x, before)
+
+
+def _is_causal(layer: object) -> bool:
+    return isinstance(layer, _Cached) or type(layer).__name__ == "ResidualBlock"
 
 
 def _bfloat16(vae: torch.nn.Module) -> torch.nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,16 +132,49 @@ def test_cancel_while_decoding_costs_only_the_decode(nodes, output, comfy_vae, f
     assert (run / "clip_000.latents.safetensors").stat().st_mtime_ns == latents
 
 
-def test_other_latents_or_tiles_replace_the_clip(nodes, output, comfy_vae, film):
+def test_other_latents_replace_the_clip_and_other_tiles_do_not(nodes, output, comfy_vae, film):
+    """Tiles equal the whole frame: a card with less room left today need not decode again."""
     save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", None, a_plan())
     save(nodes, clip_latent(film, 2, 4), comfy_vae, "film", None, a_plan())
     assert (output / "videomemory" / "film" / "clip_000.take2.mkv").is_file()
     clips, _, report = save(nodes, clip_latent(film, 2, 4), comfy_vae, "film", None, a_plan(64)).args
-    assert clips.records[0].video_file == "clip_000.take3.mkv" and "8 frames" in report
+    assert clips.records[0].video_file == "clip_000.take2.mkv" and "nothing was decoded" in report
     assert len(list((output / "videomemory" / "film").glob("*.mkv"))) == 1
 
 
-def test_tiles_rescue_a_decode_that_does_not_fit(nodes, output, comfy_vae, film, monkeypatch):
+@pytest.mark.parametrize(("tile", "parked", "tried", "said"), [
+    (0, False, 1, "decoded in tiles of 384 px"), (0, False, 2, "decoded in tiles of 256 px"),
+    (512, True, 1, "decoded in tiles of 384 px"), (256, False, 0, "5 frames")])
+def test_tiles_rescue_a_decode_that_does_not_fit(nodes, comfy_vae, film, monkeypatch, tile, parked, tried, said):
+    import comfy.model_management as mm
+    from pack.nodes.video import bridge_decode
+
+    ways, real = [], bridge_decode.stream_decode_tiled
+
+    def full(way):
+        ways.append(way)
+        raise mm.OOM_EXCEPTION("full")
+        yield
+
+    def whole(*arguments):
+        yield from full((0, arguments[-1]))
+
+    def tiled(module, latents, context, side, cancel, parked):
+        if len(ways) < tried:
+            yield from full((side * 8, parked))
+        else:
+            ways.append((side * 8, parked))
+            yield from real(module, latents, context, side, cancel, parked)
+
+    monkeypatch.setattr(bridge_decode, "stream_decode", whole)
+    monkeypatch.setattr(bridge_decode, "stream_decode_tiled", tiled)
+    plan = replace(a_plan(tile), decode_caches_in_ram=parked)
+    clips, _, report = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", plan=plan).args
+    assert clips.records[0].frames == 5 and said in report
+    assert ways == [(tile, parked), (384, True), (256, True)][:tried + 1]
+
+
+def test_a_decode_that_fits_in_no_way_loses_nothing(nodes, output, comfy_vae, film, monkeypatch):
     import comfy.model_management as mm
     from pack.nodes.video import bridge
 
@@ -149,9 +182,12 @@ def test_tiles_rescue_a_decode_that_does_not_fit(nodes, output, comfy_vae, film,
         raise mm.OOM_EXCEPTION("full")
         yield
 
-    monkeypatch.setattr(bridge, "stream_decode", full)
-    clips, _, report = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film").args
-    assert clips.records[0].frames == 5 and "decoded in tiles of 384 px" in report
+    with monkeypatch.context() as patch:
+        patch.setattr(bridge, "decode_frames", full)
+        with pytest.raises(RuntimeError, match="too little memory even for tiles of 256 px.* nothing is sampled again"):
+            save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", a_memory(), fingerprint="word")
+    assert nodes.SaveClip.check_lazy_status("film", None, "word", samples=None, memory=None) == []
+    assert "5 frames" in save(nodes, None, comfy_vae, "film", fingerprint="word").args[2]
 
 
 def test_loaded_clip_is_the_saved_one(nodes, comfy_vae, film):
@@ -186,8 +222,6 @@ def test_a_safe_clip_asks_for_no_sampler(nodes, output, comfy_vae, film):
 
 def test_another_memory_of_the_same_latents_is_saved_anew(nodes, output, comfy_vae, film):
     """The memory's precision shows only in later clips; a film resumed from here must go on in the one it has."""
-    from dataclasses import replace
-
     latent, memory = clip_latent(film, 0, 2), a_memory()
     save(nodes, latent, comfy_vae, "film", memory, fingerprint="a")
     packed = replace(memory, spec=replace(memory.spec, precision="int8"))
@@ -197,8 +231,6 @@ def test_another_memory_of_the_same_latents_is_saved_anew(nodes, output, comfy_v
 
 def test_resumed_memory_rests_where_the_new_plan_says(nodes, output, comfy_vae, film):
     """Another card's plan may move the memory to RAM: nothing is made again, but the next clip obeys."""
-    from dataclasses import replace
-
     made = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", a_memory(), a_plan(), fingerprint="a").args
     small_card = replace(a_plan(), spec=replace(SPEC, placement="ram"))
     resumed = nodes.SaveClip.execute(comfy_vae, "film", plan=small_card, fingerprint="a").args
@@ -217,9 +249,9 @@ def test_missing_clips_and_memories_are_named(nodes, comfy_vae, film):
 
 
 def test_image_vae_is_decoded_by_comfyui(nodes, comfy_vae, film, monkeypatch):
-    from pack.nodes.video import bridge
+    from pack.nodes.video import bridge_decode
 
-    monkeypatch.setattr(bridge, "wan_decoder_traits", lambda module: None)
+    monkeypatch.setattr(bridge_decode, "wan_decoder_traits", lambda module: None)
     clips = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film").args[0]
     assert clips.records[0].frames == 5
     tiled = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", None, a_plan(64)).args[0]
@@ -246,26 +278,80 @@ def test_a_resized_clip_behind_its_old_context_is_refused(nodes, comfy_vae, outp
     assert not (output / "videomemory").exists()
 
 
-def test_damaged_latents_never_replace_a_finished_clip(nodes, comfy_vae, film, output):
-    save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", memory=a_memory(), fingerprint="word")
-    folder = output / "videomemory" / "film"
-    path = folder / "clip_000.latents.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[:-20] + bytes(20 * [255]))
-    before = {each.name: each.read_bytes() for each in folder.iterdir()}
-    with pytest.raises(RuntimeError, match="clip_000.latents.safetensors with other bytes.*Delete .* and queue again"):
-        save(nodes, None, comfy_vae, "film", fingerprint="word")
-    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
-    assert nodes.SaveClip.check_lazy_status("film", None, "word", samples=None, memory=None) == []
-    path.unlink()
-    assert nodes.SaveClip.check_lazy_status("film", None, "word", samples=None, memory=None) == ["samples", "memory"]
+def lazily(nodes, fingerprint="word"):
+    return nodes.SaveClip.check_lazy_status("film", None, fingerprint, samples=None, memory=None)
 
 
-def test_a_folder_without_rights_is_refused_before_sampling(nodes, output, monkeypatch):
+def test_damaged_frames_are_decoded_again_from_the_latents(nodes, comfy_vae, film, output):
+    from pack.nodes.video.encode import read_frames
+
+    clips = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", a_memory(), fingerprint="word").args[0]
+    path = output / "videomemory" / "film" / "clip_000.mkv"
+    frames = torch.stack(list(read_frames(path)))
+    path.write_bytes(path.read_bytes()[:-20] + bytes(20))
+    assert nodes.SaveClip.fingerprint_inputs("film") == 1 and lazily(nodes) == []
+    again = save(nodes, None, comfy_vae, "film", fingerprint="word").args
+    assert "Of clip 0 clip_000.mkv had changed on the disk: its frames were decoded again from its latents." in again[2]
+    assert again[0] == clips and torch.equal(torch.stack(list(read_frames(path))), frames)
+
+
+@pytest.mark.parametrize("kind", ["latents", "memory"])
+def test_damaged_latents_or_memory_are_rendered_again_and_the_rest_is_kept(nodes, comfy_vae, film, output, kind):
+    latent, memory = clip_latent(film, 0, 2), a_memory()
+    clips = save(nodes, latent, comfy_vae, "film", memory, fingerprint="word").args[0]
+    path, video = (output / "videomemory" / "film" / f"clip_000.{name}" for name in (f"{kind}.safetensors", "mkv"))
+    made = video.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes()[:-2] + b"xy")
+    assert lazily(nodes) == ["samples", "memory"]
+    again = save(nodes, latent, comfy_vae, "film", memory, fingerprint="word").args
+    assert f"clip_000.{kind}.safetensors had changed on the disk: it was rendered again" in again[2]
+    assert again[0] == clips and video.stat().st_mtime_ns == made
+    loaded = nodes.LoadClip.execute("film", 0, True).args[0]
+    assert lazily(nodes) == [] and torch.equal(loaded["samples"], latent["samples"])
+
+
+def test_damaged_files_are_never_loaded(nodes, comfy_vae, film, output):
+    save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", a_memory())
+    path = output / "videomemory" / "film" / "clip_000.latents.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(RuntimeError, match="clip_000.latents.safetensors with other bytes.*queue the workflow"):
+        nodes.LoadClip.execute("film", 0, True)
+
+
+def test_a_clip_is_kept_under_its_new_word(nodes, comfy_vae, film):
+    made = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", a_memory(), fingerprint="old").args[0]
+    assert nodes.SaveClip.check_lazy_status("film", None, "new", "old", samples=None, memory=None) == []
+    kept = nodes.SaveClip.execute(comfy_vae, "film", fingerprint="new", keeps="old").args
+    assert kept[0] == made and "nothing was decoded" in kept[2]
+    assert lazily(nodes, "new") == [] and lazily(nodes, "old") == ["samples", "memory"]
+
+
+def test_lost_manifest_is_made_anew_and_the_report_says_so(nodes, comfy_vae, film, output):
+    clips = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film", a_memory(), fingerprint="word").args[0]
+    (output / "videomemory" / "film" / "manifest.json").unlink()
+    assert lazily(nodes) == []
+    again = save(nodes, None, comfy_vae, "film", fingerprint="word").args
+    assert again[0] == clips and "was lost; it was made anew from the cards of 1 clip." in again[2]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_sampling(nodes, output):
     assert nodes.SaveClip.check_lazy_status("film", samples=None) == ["samples"]
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(RuntimeError, match="no right to write into .* another --output-directory"):
-        nodes.SaveClip.check_lazy_status("film", samples=None)
+    (output / "videomemory" / "taken").write_text("a file where the folder should be")
+    with pytest.raises(RuntimeError, match="needs a folder to write to, .* another --output-directory"):
+        nodes.SaveClip.check_lazy_status("taken", samples=None)
+
+
+def test_run_folders_may_lie_on_another_drive(nodes, comfy_vae, film, output, tmp_path_factory):
+    import folder_paths
+
+    drive = tmp_path_factory.mktemp("drive")
+    try:
+        folder_paths.add_model_folder_path("videomemory", str(drive))
+        clips = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film").args[0]
+        assert Path(clips.records[0].folder) == drive / "film" and (drive / "film" / "manifest.json").is_file()
+        assert not (output / "videomemory").exists()
+    finally:
+        del folder_paths.folder_names_and_paths["videomemory"]
 
 
 def test_a_full_disk_is_said_in_one_sentence(nodes, nodes_film, comfy_vae, film, output, monkeypatch):
@@ -275,7 +361,7 @@ def test_a_full_disk_is_said_in_one_sentence(nodes, nodes_film, comfy_vae, film,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     clips = save(nodes, clip_latent(film, 0, 2), comfy_vae, "film").args[0]
-    monkeypatch.setattr(bridge, "save_file", full)
+    monkeypatch.setattr(bridge, "save_latent", full)
     with pytest.raises(RuntimeError, match=r"Save Clip has to write into .*No space left.* finished clips are kept"):
         save(nodes, clip_latent(film, 2, 4), comfy_vae, "film", clips=clips)
     monkeypatch.setattr(nodes_film, "write_mp4", full)

@@ -1,0 +1,96 @@
+"""What Render Short asks of ComfyUI: where run folders lie, digests of its inputs, and how far its inner nodes are."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_execution.progress import ProgressHandler, add_progress_handler
+
+from ..common.compat import node_progress, patcher_key
+from ..video.places import SUBFOLDER
+from ..video.run_folder import RunFolder, open_folder
+from .report import FilmClock
+
+SAY_EVERY_S = 0.5
+DEPTH = 6  # of objects inside objects that are looked at
+
+
+def open_run(run_name: str) -> RunFolder:
+    """The run folder of this name, where ComfyUI's settings say."""
+    named = folder_paths.folder_names_and_paths.get(SUBFOLDER, ([],))[0]
+    return open_folder(folder_paths.get_output_directory(), named, run_name)
+
+
+def value_key(value: Any) -> str:
+    """A digest of an input of Clip Sampler: equal in every session for what samples the same.
+
+    Tensors count by their bytes; MODELs and what has a patcher by compat.patcher_key; functions by name; conditionings,
+    samplers and the like by what they hold.
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces(value, DEPTH):
+        digest.update(piece)
+    return digest.hexdigest()[:32]
+
+
+def show_progress(node: str, clock: FilmClock) -> None:
+    """Show under Render Short how far its film is, as long as this prompt runs."""
+    add_progress_handler(_FilmHandler(node, clock))
+
+
+class _FilmHandler(ProgressHandler):
+    """Hears of every node of the prompt; those inside Render Short are named <its id>.<n>.<m>.clip00_sample."""
+
+    def __init__(self, node: str, clock: FilmClock) -> None:
+        super().__init__(f"videomemory_film_{node}")
+        self.clock, self.say, self.said = clock, node_progress(0, node).say, 0.0
+        self.names = re.compile(rf"{re.escape(node)}\.\d+\.\d+\.clip(\d+)_(sample|save)")
+
+    def start_handler(self, node_id: str, state: dict, prompt_id: str) -> None:
+        self._tell(node_id, 0.0)
+
+    def update_handler(self, node_id: str, value: float, max_value: float, state: dict, prompt_id: str,
+                       image: Any = None) -> None:
+        self._tell(node_id, value / max_value if max_value else 0.0)
+
+    def finish_handler(self, node_id: str, state: dict, prompt_id: str) -> None:
+        found = self.names.fullmatch(node_id)
+        if found and found[2] == "save":
+            self.clock.finish(int(found[1]), time.monotonic())
+
+    def _tell(self, node_id: str, share: float) -> None:
+        found, now = self.names.fullmatch(node_id), time.monotonic()
+        line = self.clock.update(int(found[1]), found[2], share, now) if found else ""
+        if line and now - self.said >= SAY_EVERY_S:
+            self.said = now
+            self.say(line)
+
+
+def _pieces(value: Any, depth: int) -> Iterator[bytes]:
+    if isinstance(value, torch.Tensor):
+        yield f"{tuple(value.shape)}{value.dtype}".encode()
+        yield value.detach().to("cpu").reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield f"{key}=".encode()
+            yield from _pieces(value[key], depth - 1)
+    elif isinstance(value, (list, tuple)):
+        yield f"{len(value)}:".encode()
+        for inner in value:
+            yield from _pieces(inner, depth - 1)
+    elif isinstance(value, (int, float, str, bool, type(None))):
+        yield repr(value).encode()
+    elif hasattr(value, "patches"):
+        yield patcher_key(value).encode()
+    elif hasattr(value, "patcher"):
+        yield patcher_key(value.patcher).encode()
+    else:
+        yield getattr(value, "__qualname__", type(value).__qualname__).encode()
+        if depth > 0 and hasattr(value, "__dict__") and not hasattr(value, "__qualname__"):
+            yield from _pieces(vars(value), depth - 1)
