@@ -32,8 +32,7 @@ import torch
 from loading import device_name, import_bridge
 from random_wan import wan_shapes
 
-GIB = 2**30
-CUDA = torch.cuda.is_available()
+GIB, CUDA = 2**30, torch.cuda.is_available()
 UNUSED = {"av": ("container", "subtitles", "subtitles.stream"), "torchsde": ()}
 CHUNKS = 3  # of a row's clip; the last one is timed
 FLAT_CLIPS, MEDIAN_OF = 30, 5
@@ -42,7 +41,7 @@ AIM_GIB, AIM_RAM, AIM_FLAT = 11, 1.10, 0.02
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes, the size of its films, and the recipe that it is sampled with."""
+    """Sizes of a model and of its films; the recipe that it is sampled with."""
 
     dim: int
     ffn: int
@@ -84,7 +83,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not options.comfyui:
-        parser.error("say where ComfyUI is: --comfyui PATH, or the environment variable COMFYUI_PATH")
+        parser.error("say where ComfyUI is: --comfyui PATH, or COMFYUI_PATH in the environment")
     stand_in_for_missing()
     import_bridge(options.comfyui)
     if CUDA and options.limit_gib:
@@ -104,7 +103,7 @@ def stand_in_for_missing() -> None:
         if importlib.util.find_spec(package) is None:
             print(f"{package} is not installed; nothing here uses it")
             for name in (package, *(f"{package}.{part}" for part in parts)):
-                module = sys.modules[name] = types.ModuleType(name)
+                sys.modules[name] = module = types.ModuleType(name)
                 module.__path__, module.__getattr__ = [], anything
 
 
@@ -121,7 +120,7 @@ def run_model(name: str, weights: str, options: argparse.Namespace, result: dict
     rows = product(options.seconds[:1] if options.flat else options.seconds, options.precisions, options.placements)
     for seconds, precision, placement in rows:
         if not seconds and (precision, placement) != (options.precisions[0], options.placements[0]):
-            continue  # no memory: all the same
+            continue
         head = {"model": name, "weights": weights, "window_s": seconds, "precision": precision, "placement": placement}
         row = head | (run_flat if options.flat else run_row)(model, SHAPES[name], seconds, precision, placement)
         (print_flat if options.flat else print_row)(row, result["rows"])
@@ -273,9 +272,9 @@ def print_row(row: dict, before: list[dict]) -> None:
     """The row; with RAM placement also its time beside that of the same row in VRAM."""
     cells = (form.format(row[name]) if row.get(name) is not None else "-".rjust(len(form.format(0)))
              for name, form in COLUMNS)
-    same = ("model", "weights", "window_s", "precision")
-    twin = next((one for one in before if one["placement"] == "vram" and row["placement"] == "ram" and "chunk_s" in one
-                 and all(one[key] == row[key] for key in same)), None)
+    same = [row[key] for key in ("model", "weights", "window_s", "precision")] + ["vram"]
+    twin = next((one for one in before if row["placement"] == "ram" and "chunk_s" in one and same == [
+        one[key] for key in ("model", "weights", "window_s", "precision", "placement")]), None)
     says = row.get("says", "")
     if twin and "chunk_s" in row:
         says = f"{row['chunk_s'] / twin['chunk_s']:.3f} x VRAM's time (aim <= {AIM_RAM})"
