@@ -40,11 +40,11 @@ def find_place(checkpoint: Checkpoint) -> Place:
     config.custom_operations = QuantOperations
     inner = config.get_model(dict(headers), "", device=META).diffusion_model
     placed = config.process_unet_state_dict(dict(headers))  # by ComfyUI's names, which may differ from the file's
-    linears, expected = _expected(inner)
-    _refuse_other_shapes({name: placed.get(name) for name in expected}, expected, checkpoint)
+    linears, expected = expected_tensors(inner)
+    refuse_other_shapes({name: placed.get(name) for name in expected}, expected, checkpoint)
     in_file = {id(header): name for name, header in headers.items()}
     linear_names = frozenset(in_file[id(placed[name])] for name in linears)
-    _refuse_stored_elsewhere(linear_names, checkpoint)
+    refuse_stored_elsewhere(linear_names, checkpoint)
     return Place(dtype, linear_names)
 
 
@@ -73,8 +73,11 @@ def refuse_unplaced(place: Any, checkpoint: Checkpoint) -> None:
             "models of the installed ComfyUI", "Update ComfyUI, or choose another file."))
 
 
-def _expected(inner: torch.nn.Module) -> tuple[set[str], dict[str, tuple[int, ...]]]:
-    """The names of the weights of linear layers, and the shape of everything that the model is made of."""
+def expected_tensors(inner: torch.nn.Module) -> tuple[set[str], dict[str, tuple[int, ...]]]:
+    """The names of the weights of linear layers, and the shape of everything that the model is made of.
+
+    inner: built with QuantOperations.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in inner.state_dict().items()}
     linears = {}
     for name, module in inner.named_modules():
@@ -85,8 +88,9 @@ def _expected(inner: torch.nn.Module) -> tuple[set[str], dict[str, tuple[int, ..
     return set(linears), shapes | linears
 
 
-def _refuse_other_shapes(placed: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint,
-                         ) -> None:
+def refuse_other_shapes(placed: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint,
+                        ) -> None:
+    """Raise ValueError where a tensor of the model is missing (None) or has another shape than expected."""
     refuse_incomplete([name for name, header in placed.items() if header is None], checkpoint)
     for name, header in placed.items():
         if tuple(header.shape) != expected[name]:
@@ -96,7 +100,7 @@ def _refuse_other_shapes(placed: Mapping[str, Any], expected: Mapping[str, tuple
                 "Download the file again, or update ComfyUI: it may be of a newer kind."))
 
 
-def _refuse_stored_elsewhere(linears: frozenset[str], checkpoint: Checkpoint) -> None:
+def refuse_stored_elsewhere(linears: frozenset[str], checkpoint: Checkpoint) -> None:
     """A packed weight can be unpacked by a linear layer alone."""
     for name in checkpoint.tensors:
         if stored_form(checkpoint.tensors, name) is not None and name not in linears:

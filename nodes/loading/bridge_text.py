@@ -1,88 +1,113 @@
-"""Load Text Encoder: a file becomes a CLIP whose large weights are packed, and a report of how."""
+"""Load Text Encoder: one or two files become a CLIP whose large weights are packed, and a report of how."""
 
 from __future__ import annotations
 
-import inspect
-import logging
-from pathlib import Path
-from typing import Any
-
 import comfy.model_management
 import comfy.sd
-import comfy.text_encoders.wan
-import comfy.utils
 import torch
 
+from ..common.errors import message
 from ..common.progress import SILENT, Progress
-from . import formats
-from .bridge import check_weights, is_packed
+from .bridge import check_weights
 from .bridge_linear import QuantOperations
 from .bridge_patcher import QuantPatcher
-from .bridge_place import refuse_incomplete
-from .files import is_safetensors
-from .plan import MIN_BYTES, plan_layers
+from .bridge_place import expected_tensors, refuse_other_shapes, refuse_stored_elsewhere
+from .bridge_text_types import build_clip, core_can_load, skeletons
+from .plan import MIN_BYTES, LayerPlan, plan_layers
 from .report import describe_load, describe_original
-from .streaming import map_weights, read_weights
-from .text_formats import TEXT_ENCODERS, umt5_config
-
-log = logging.getLogger(__name__)
-
-UMT5_XXL = {"num_layers": 24, "d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240, "vocab_size": 256384}
+from .streaming import read_weights, read_weights_cached
+from .text_formats import CLIP_L, QWEN_VL, TextEncoder, read_text_encoder, resolve_type
 
 
-def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = MIN_BYTES,
-                      progress: Progress = SILENT, embeddings: list[str] | None = None) -> tuple[comfy.sd.CLIP, str]:
-    """A CLIP for Wan models and the report of how it was loaded; arguments as load_diffusion_model.
+def load_text_encoder(path: str, weights: str = "nf4", min_bytes: int = MIN_BYTES, progress: Progress = SILENT,
+                      embeddings: list[str] | None = None, second: str | None = None, kind: str = "auto",
+                      cache: bool = False) -> tuple[comfy.sd.CLIP, str]:
+    """A CLIP and the report of how it was loaded; weights, min_bytes and cache as load_diffusion_model.
 
-    Reduced UMT5 encoders are built with the sizes of their tensors, which ComfyUI's own loader cannot do. embeddings:
-    folders of textual inversions.
+    Sizes are taken from the tensors, so reduced encoders load too, which ComfyUI's own loader cannot do. embeddings:
+    folders of textual inversions. second: the other file of models that read prompts with two encoders, in any order.
+    kind: a key of TYPES, or "auto". Raises ValueError, with nothing loaded, for files that are not what was asked for.
     """
     check_weights(weights)
-    if weights == "original" and not is_packed(path):
-        return _load_original_clip(path, embeddings)
-    checkpoint = formats.read_checkpoint(path, TEXT_ENCODERS)
-    config = umt5_config(checkpoint)
-    plan = plan_layers(checkpoint, min_bytes, weights)
-    device = comfy.model_management.text_encoder_device()
-    clip = _build_clip(read_weights(checkpoint, plan, device, progress), config, checkpoint, embeddings,
-                       custom_operations=QuantOperations)
-    _exchange_patcher(clip)
-    return clip, describe_load(checkpoint, plan, clip.patcher.model_size())
+    given = [read_text_encoder(file) for file in (path, second) if file]
+    kind_used, encoders = resolve_type(given, kind)
+    parts = skeletons(kind_used, encoders)
+    plans = [_plan(encoder, parts[encoder.family.part], weights, min_bytes) for encoder in encoders]
+    if weights == "original" and not any(plan.stored for plan in plans):
+        clip, lines = _load_original(kind_used, encoders, plans, embeddings, progress)
+    else:
+        clip = build_clip(kind_used, encoders, embeddings, custom_operations=QuantOperations)
+        _exchange_patcher(clip)
+        lines = [_load_packed(clip, encoder, plan, progress, cache)
+                 for encoder, plan in zip(encoders, plans, strict=True)]
+    made_of = " and ".join(encoder.family.title for encoder in encoders)
+    return clip, "\n".join([*lines, f"type: {kind_used}" + f" (auto: from {made_of})" * (kind == "auto")])
 
 
-def _load_original_clip(path: str, embeddings: list[str] | None) -> tuple[comfy.sd.CLIP, str]:
-    """ComfyUI's own loader takes full-size safetensors; torch files and reduced encoders are opened here.
-
-    Another file is refused: ComfyUI's loader would make an SD 1 encoder without weights of it.
-    """
-    checkpoint = formats.read_checkpoint(path, TEXT_ENCODERS)
-    config = umt5_config(checkpoint)
-    if is_safetensors(path) and config.items() >= UMT5_XXL.items():
-        clip = comfy.sd.load_clip([path], embedding_directory=embeddings, clip_type=comfy.sd.CLIPType.WAN)
-        return clip, describe_original(Path(path), clip.patcher.model_size())
-    clip = _build_clip(map_weights(checkpoint), config, checkpoint, embeddings)
-    return clip, describe_original(checkpoint.path, clip.patcher.model_size(), checkpoint.note)
+def _plan(encoder: TextEncoder, skeleton: torch.nn.Module, weights: str, min_bytes: int) -> LayerPlan:
+    """What to do with each tensor; raises ValueError where the file is no whole encoder, or not of one size."""
+    linears, shapes = expected_tensors(skeleton)
+    needed = {name: encoder.checkpoint.tensors.get(name) for name in shapes
+              if not (encoder.absent and name.startswith(encoder.absent))}
+    refuse_other_shapes(needed, shapes, encoder.checkpoint)
+    refuse_stored_elsewhere(linears, encoder.checkpoint)
+    return plan_layers(encoder.checkpoint, min_bytes, weights, linears)
 
 
-def _build_clip(state: dict[str, torch.Tensor], config: dict[str, Any], checkpoint: formats.Checkpoint,
-                embeddings: list[str] | None, **options: Any) -> comfy.sd.CLIP:
-    """ComfyUI's Wan text encoder with another configuration and, optionally, custom_operations."""
+def _load_packed(clip: comfy.sd.CLIP, encoder: TextEncoder, plan: LayerPlan, progress: Progress, cache: bool) -> str:
+    """Fill one encoder of the CLIP and describe it."""
+    checkpoint, device = encoder.checkpoint, comfy.model_management.text_encoder_device()
+    if cache:
+        state, line = read_weights_cached(checkpoint, plan, device, progress)
+    else:
+        state, line = read_weights(checkpoint, plan, device, progress), ""
+    _fill(clip, encoder, state, assign=True)
+    size = _loaded_bytes(clip, encoder)
+    if plan.weights == "original" and not plan.stored:  # beside a file that is packed
+        return describe_original(checkpoint.path, size, checkpoint.note)
+    return "\n".join(filter(None, (describe_load(checkpoint, plan, size), line, _describe_absent(encoder))))
 
-    class Target:
-        clip = comfy.text_encoders.wan.te(dtype_t5=checkpoint.dtype)
-        tokenizer = comfy.text_encoders.wan.WanT5Tokenizer
-        params: dict[str, Any] = {}  # noqa: RUF012  (copied by CLIP)
 
-    extra = {"disable_dynamic": True} if "disable_dynamic" in inspect.signature(comfy.sd.CLIP).parameters else {}
-    clip = comfy.sd.CLIP(
-        Target, embedding_directory=embeddings, tokenizer_data={"spiece_model": state.pop("spiece_model")},
-        parameters=comfy.utils.calculate_parameters(state), **extra,
-        model_options={"umt5xxl_model_config": config, **options,
-                       "initial_device": comfy.model_management.text_encoder_offload_device()})
-    missing, unexpected = clip.load_sd(state)
-    refuse_incomplete(missing, checkpoint)
-    log.debug("VideoMemory: unused tensors in %s: %s", checkpoint.path.name, unexpected)
-    return clip
+def _load_original(kind: str, encoders: tuple[TextEncoder, ...], plans: list[LayerPlan], embeddings: list[str] | None,
+                   progress: Progress) -> tuple[comfy.sd.CLIP, list[str]]:
+    """ComfyUI's own loader takes full-size safetensors; torch files and reduced encoders are opened here."""
+    if core_can_load(kind, encoders):
+        clip = comfy.sd.load_clip([str(encoder.checkpoint.path) for encoder in encoders],
+                                  embedding_directory=embeddings, clip_type=getattr(comfy.sd.CLIPType, kind.upper()))
+    else:
+        clip = build_clip(kind, encoders, embeddings)
+        for encoder, plan in zip(encoders, plans, strict=True):
+            _fill(clip, encoder, read_weights(encoder.checkpoint, plan, torch.device("cpu"), progress))
+    return clip, [describe_original(encoder.checkpoint.path, _loaded_bytes(clip, encoder), encoder.checkpoint.note)
+                  for encoder in encoders]
+
+
+def _fill(clip: comfy.sd.CLIP, encoder: TextEncoder, state: dict[str, torch.Tensor], assign: bool = False) -> None:
+    """Load one encoder of the CLIP. assign: its parameters become the tensors of `state`; RAM never holds both."""
+    transformer = getattr(clip.cond_stage_model, encoder.family.part).transformer
+    if encoder.absent and encoder.family is CLIP_L:  # ComfyUI computes it for every type, and uses it for others
+        state["text_projection.weight"] = torch.eye(encoder.config["hidden_size"])
+    if encoder.absent and encoder.family is QWEN_VL:
+        transformer.visual = _NoVision()
+    transformer.load_state_dict(state, strict=False, assign=assign)
+
+
+def _loaded_bytes(clip: comfy.sd.CLIP, encoder: TextEncoder) -> int:
+    return comfy.model_management.module_size(getattr(clip.cond_stage_model, encoder.family.part))
+
+
+def _describe_absent(encoder: TextEncoder) -> str:
+    return f"not in the file: {encoder.absent.rstrip('.')} ({encoder.family.optional[1]})" if encoder.absent else ""
+
+
+class _NoVision(torch.nn.Module):
+    """In place of the vision half of a Qwen2.5-VL whose file holds the text half alone."""
+
+    def forward(self, *_: object) -> None:
+        raise ValueError(message(
+            "A prompt with images needs a text encoder that sees", "one whose file holds only the text half",
+            "Qwen2.5-VL 7B with its visual tensors, e.g. qwen_2.5_vl_7b_fp8_scaled.safetensors",
+            "Choose that file, or leave the images out."))
 
 
 def _exchange_patcher(clip: comfy.sd.CLIP) -> None:

@@ -16,11 +16,12 @@ from ..common.progress import SILENT, Progress
 from . import fp8
 from .cache import HEADER_BYTES, SafetensorsWriter, cache_key, cache_path, read_cache, refuse_without_room
 from .codecs import CODECS
-from .files import TensorFile, open_tensors
+from .files import TensorFile, TensorHeader, open_tensors
 from .formats import Checkpoint
 from .plan import LayerPlan
 
 TENSORS_PER_WEIGHT = 6  # that a codec stores at most
+COPY_BYTES = 1 << 28  # of the mapped file that one step of copying brings into RAM
 
 
 def read_weights(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, progress: Progress = SILENT,
@@ -58,6 +59,8 @@ def _read_one(file: TensorFile, checkpoint: Checkpoint, plan: LayerPlan, name: s
     tensors = checkpoint.tensors
     if fp8.is_part(tensors, name):
         return {}
+    if name not in plan.quantize and name not in checkpoint.fp8:
+        return {name: _copy_in_parts(file, tensors[name])}
     tensor = file.get(tensors[name].key)
     if name in checkpoint.fp8:
         scale = fp8.scale_of(tensors, name)
@@ -66,6 +69,18 @@ def _read_one(file: TensorFile, checkpoint: Checkpoint, plan: LayerPlan, name: s
         return {name: tensor.to("cpu", copy=True)}
     codec = CODECS[plan.quantize[name]]
     return codec.to_state_dict(codec.quantize(tensor.to(device)).to("cpu"), name)
+
+
+def _copy_in_parts(file: TensorFile, header: TensorHeader) -> torch.Tensor:
+    """The tensor in RAM of its own; embeddings of 2 GB never lie there twice."""
+    if header.bytes <= COPY_BYTES:
+        return file.get(header.key).clone()
+    out = torch.empty(header.shape, dtype=header.dtype)
+    rows = max(1, COPY_BYTES * header.shape[0] // header.bytes)
+    for start in range(0, header.shape[0], rows):
+        out[start:start + rows] = file.get(header.key)[start:start + rows]
+        file.release()
+    return out
 
 
 def read_weights_cached(checkpoint: Checkpoint, plan: LayerPlan, device: torch.device, progress: Progress,

@@ -60,7 +60,7 @@ def test_names_over_a_link_are_left_to_the_run(nodes: ModuleType) -> None:
 @pytest.mark.parametrize("weights", ["nf4", "original"])
 def test_other_files_are_no_text_encoder(nodes: ModuleType, weights: str) -> None:
     """ComfyUI's own loader makes an SD 1 encoder with random weights of them."""
-    with pytest.raises(ValueError, match=r"UMT5 text encoder .* Choose another file\.$"):
+    with pytest.raises(ValueError, match=r"got a Wan diffusion model .* or choose another file\.$"):
         run(nodes.LoadTextEncoder, text_encoder_name="toyworld_dit_fp16.safetensors", weights=weights)
 
 
