@@ -16,19 +16,22 @@ SAMPLERS = {"rolling": sample_rolling, "latent": sample_latent}  # strategy -> (
 
 _OPTIONAL = (
     field(io.Conditioning, "negative", optional=True,
-          tooltip="What must not be seen. Of use only with cfg other than 1."),
+          tooltip="What must not be seen. Of use only with cfg other than 1; Stable Video Diffusion reads no text."),
     field(io.Float, "cfg", default=0.0, min=0.0, max=30.0, step=0.1, round=0.01, optional=True,
-          tooltip="How strongly the prompt is followed. 0 = as the checkpoint's recipe says. 1 = as causal "
-                  "checkpoints were distilled; any other value samples the negative prompt too and "
-                  "doubles time and memory."),
+          tooltip="How strongly the prompt is followed. 0 = as the checkpoint's recipe says, which is 1 for causal "
+                  "checkpoints. Any value but 1 samples the negative prompt too: it takes twice the time, and for "
+                  "causal checkpoints twice the memory."),
     field(io.Image, "start_image", optional=True,
-          tooltip="The first frame of the film. Only in the film's first clip; needs the VAE."),
+          tooltip="The film's first frame, in its first clip; needs the VAE. With latent memory also together with "
+                  "scene_cut: the new scene begins with it. Another size is scaled and cut to fit."),
     field(io.Vae, "vae", optional=True, tooltip="Needed for a start image, and for checkpoints with latent memory."),
     field(io.Model, "model_low_noise", optional=True,
-          tooltip="The second MODEL of a high/low noise pair (Wan 2.2 14B); model is then the high noise one."),
+          tooltip="The second MODEL of a high/low noise pair (Wan 2.2 I2V 14B, also with SVI); model is then the high "
+                  "noise one. Each may have LoRAs of its own."),
     field(io.Boolean, "scene_cut", default=False, optional=True,
           tooltip="A new scene begins with this clip. LongLive 2, which was trained with cuts, sees what lies before "
-                  "from further away; for other checkpoints only what the film began with stays in view."),
+                  "from further away; for other causal checkpoints only what the film began with stays in view. With "
+                  "latent memory the scene begins with start_image or, without one, with the film's first frame."),
     field(io.ClipVision, "clip_vision", optional=True,
           tooltip="Latent memory: shows the model the film's first frame in every clip (Wan 2.1 I2V, HunyuanVideo 1.5; "
                   "Stable Video Diffusion needs it)."),
@@ -47,20 +50,29 @@ class ClipSampler(io.ComfyNode):
             node_id="VideoMemoryClipSampler",
             display_name="Clip Sampler",
             description="Samples the next clip of a film with the memory in view, and hands on the memory after it.",
-            search_aliases=["causal", "Self-Forcing", "LongLive", "rolling KV"],
+            search_aliases=["causal", "Self-Forcing", "LongLive", "rolling KV", "image to video", "I2V", "SVI"],
             hidden=[io.Hidden.unique_id],
             inputs=[
-                field(io.Model, "model", tooltip="A causal Wan checkpoint, from any loader."),
+                field(io.Model, "model",
+                      tooltip="The checkpoint that Persistent Memory names, from any loader: a causal Wan, or an "
+                              "ordinary Wan, HunyuanVideo or Stable Video Diffusion with latent memory."),
                 field(VideoMemoryIO, "memory", tooltip="What came before: an empty Persistent Memory for the first "
                                                        "clip, then the memory of the previous Clip Sampler."),
-                field(io.Conditioning, "positive", tooltip="What happens in this clip."),
+                field(io.Conditioning, "positive", tooltip="What happens in this clip, usually from Prompt for Clip."),
                 field(io.Int, "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
-                      tooltip="One seed for the whole film: every chunk draws its own noise from it, so a clip made "
-                              "again alone equals the clip made in the row."),
-                field(io.Int, "width", default=1280, min=32, max=8192, step=32, tooltip="Pixels. Ignored with a plan."),
-                field(io.Int, "height", default=704, min=32, max=8192, step=32, tooltip="Pixels. Ignored with a plan."),
+                      tooltip="One seed for the whole film: every chunk or latent draws its own noise from it, so a "
+                              "clip made again alone equals the clip made in the row."),
+                field(io.Int, "width", default=1280, min=32, max=8192, step=16,
+                      tooltip="Pixels, in steps of 16 (32 for Wan 2.2 5B). The same in every clip. Ignored with a "
+                              "plan."),
+                field(io.Int, "height", default=704, min=32, max=8192, step=16,
+                      tooltip="Pixels, in steps of 16 (32 for Wan 2.2 5B). The same in every clip. Ignored with a "
+                              "plan."),
                 field(io.Float, "clip_seconds", display_name="clip (seconds)", default=4.0, min=0.1, max=60.0, step=0.1,
-                      tooltip="Length of the clip, rounded up to whole chunks. Ignored with a plan."),
+                      tooltip="What the film grows by, rounded up to whole chunks or, with latent memory, to four "
+                              "frames. The first clip is 3 frames shorter. Ordinary Wan was trained on 5 seconds, "
+                              "Stable Video Diffusion on 4; the report says when a clip is longer. Ignored with a "
+                              "plan."),
                 field(RenderPlanIO, "plan", optional=True,
                       tooltip="The plan of VRAM Budget Gate: its size and clip length are used."),
                 *_OPTIONAL,
