@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from .text_files import CONFIGS, SIZES, tiny_state, write_full_size
+from .text_files import PARTS_OF, core_clip, encode, load, relative, tiny_state, unpacked, write_full_size, write_parts
 
 pytestmark = pytest.mark.comfy
 PROMPT = "a blue circle hero with a green hat walks right in the forest"
 PROMPTS = (PROMPT, "", 'a sign that says "open 24 hours", (night:1.3)', "rain " * 90)
-PARTS_OF = {"wan": ("umt5xxl",), "ltxv": ("t5xxl",), "mochi": ("t5xxl",), "chroma": ("t5xxl",), "sd3": ("t5xxl",),
-            "flux": ("t5xxl", "clip_l"), "stable_diffusion": ("clip_l",), "hunyuan_video": ("llama", "clip_l"),
-            "hunyuan_video_15": ("qwen25_7b", "byt5_small")}
-DETECTED = ("flux", "stable_diffusion", "hunyuan_video", "hunyuan_video_15")  # by core's loader, whatever the sizes
 
 
 @pytest.fixture(scope="module")
@@ -32,73 +27,6 @@ def bridge_text() -> ModuleType:
 @pytest.fixture(scope="module")
 def reference(toyworld: Path) -> dict[str, torch.Tensor]:
     return load_file(toyworld / "reference_rollout.safetensors")
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
-
-
-def write_parts(kind: str, folder: Path, toyworld: Path) -> list[str]:
-    for part in PARTS_OF[kind]:
-        save_file(tiny_state(part, toyworld), folder / f"{part}.safetensors")
-    return [str(folder / f"{part}.safetensors") for part in PARTS_OF[kind]]
-
-
-def load(bridge_text: ModuleType, paths: list[str], weights: str, kind: str = "auto", **options: Any) -> Any:
-    return bridge_text.load_text_encoder(paths[0], weights, min_bytes=0, kind=kind,
-                                         second=paths[1] if len(paths) > 1 else None, **options)
-
-
-def unpacked(path: str, weights: str) -> dict[str, torch.Tensor]:
-    """The file's tensors in float32, those that are to be packed replaced by what their packed form stands for."""
-    from pack.nodes.loading import text_formats
-    from pack.nodes.loading.codecs import CODECS
-    from pack.nodes.loading.plan import plan_layers
-
-    plan = plan_layers(text_formats.read_text_encoder(path).checkpoint, 0, weights)
-    assert plan.quantize
-    state = {}
-    for name, tensor in load_file(path).items():
-        codec = CODECS.get(plan.quantize.get(name, ""))
-        plain = codec.dequantize(codec.quantize(tensor), torch.float32) if codec else tensor
-        state[name] = plain.float() if plain.is_floating_point() else plain
-    return state
-
-
-def core_clip(kind: str, states: list[dict[str, torch.Tensor]]) -> Any:
-    """ComfyUI's own CLIP of that type: through its loader, or from its classes where that knows files by their size."""
-    import comfy.sd
-    import comfy.text_encoders.genmo
-    import comfy.text_encoders.lt
-    import comfy.text_encoders.pixart_t5
-    import comfy.text_encoders.sd3_clip
-    import comfy.text_encoders.wan
-
-    options = {**CONFIGS, "dtype": torch.float32, "model_config": dict(SIZES["clip_l"])}  # CLIP-L's name in the loader
-    if kind in DETECTED:
-        return comfy.sd.load_text_encoder_state_dicts(
-            states, clip_type=getattr(comfy.sd.CLIPType, kind.upper()), model_options=options)
-    encoders = comfy.text_encoders
-    clip_class, tokenizer = {
-        "wan": (encoders.wan.te, encoders.wan.WanT5Tokenizer),
-        "ltxv": (encoders.lt.ltxv_te, encoders.lt.LTXVT5Tokenizer),
-        "mochi": (encoders.genmo.mochi_te, encoders.genmo.MochiT5Tokenizer),
-        "chroma": (encoders.pixart_t5.pixart_te, encoders.pixart_t5.PixArtTokenizer),
-        "sd3": (lambda: encoders.sd3_clip.sd3_clip(clip_l=False, clip_g=False), encoders.sd3_clip.SD3Tokenizer)}[kind]
-
-    class Target:
-        clip = clip_class()
-        params: dict = {}  # noqa: RUF012
-
-    Target.tokenizer = tokenizer
-    clip = comfy.sd.CLIP(Target, tokenizer_data={"spiece_model": states[0].get("spiece_model")}, model_options=options)
-    missing, _ = clip.load_sd(states[0])
-    assert not missing
-    return clip
-
-
-def encode(clip: Any, prompt: str) -> dict[str, Any]:
-    return clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True, return_dict=True)
 
 
 @pytest.mark.parametrize(("kind", "weights"), [*((kind, "nf4") for kind in PARTS_OF), ("wan", "int8"), ("flux", "int8"),
@@ -169,38 +97,6 @@ def test_images_are_refused_where_the_file_cannot_see(bridge_text: ModuleType, t
     with pytest.raises(ValueError, match=r"with images needs a text encoder that sees, but got one whose file holds "
                                          r"only the text half; allowed: Qwen2.5-VL 7B with its visual tensors"):
         clip.encode_from_tokens(tokens)
-
-
-def lora_for(state: dict[str, torch.Tensor], stem: str) -> dict[str, torch.Tensor]:
-    """A LoRA file in kohya's names for all matrices of the layers. stem: what the file calls the encoder."""
-    generator, lora = torch.Generator().manual_seed(5), {}
-    for name, tensor in state.items():
-        if ".layers." in name and tensor.ndim == 2:
-            key = f"{stem}_{name.removesuffix('.weight').replace('.', '_')}"
-            lora[f"{key}.lora_down.weight"] = torch.randn(4, tensor.shape[1], generator=generator) * 0.1
-            lora[f"{key}.lora_up.weight"] = torch.randn(tensor.shape[0], 4, generator=generator) * 0.1
-            lora[f"{key}.alpha"] = torch.tensor(2.0)
-    return lora
-
-
-@pytest.mark.parametrize("weights", ["nf4", "int8"])
-def test_lora_counts_as_on_the_unpacked_weights(bridge_text: ModuleType, toyworld: Path, tmp_path: Path,
-                                                weights: str) -> None:
-    import comfy.sd
-
-    paths = write_parts("hunyuan_video", tmp_path, toyworld)
-    states = [unpacked(path, weights) for path in paths]
-    lora = lora_for(states[1], "lora_te")
-    ours, _ = load(bridge_text, paths, weights)
-    theirs = core_clip("hunyuan_video", states)
-    without = encode(ours, PROMPT)
-    patched = []
-    for clip in (ours, theirs):
-        _, new = comfy.sd.load_lora_for_models(None, clip, lora, 0.0, 0.7)
-        patched.append(encode(new, PROMPT))
-    assert relative(*(out["pooled_output"] for out in patched)) < 1e-5
-    assert relative(patched[0]["pooled_output"], without["pooled_output"]) > 0.01
-    assert torch.equal(encode(ours, PROMPT)["pooled_output"], without["pooled_output"])  # and it leaves again
 
 
 def test_encoder_is_managed_by_core(bridge_text: ModuleType, toyworld: Path, tmp_path: Path) -> None:

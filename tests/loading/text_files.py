@@ -9,10 +9,11 @@ import json
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 # The sizes under the names of ComfyUI's model_options. The vocabularies are those of the real tokenizers.
 T5_SIZES = {"num_layers": 2, "d_model": 64, "num_heads": 2, "d_kv": 24, "d_ff": 96}
@@ -26,6 +27,10 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 SIZES["qwen25_7b"] = SIZES["llama"]
 CONFIGS = {f"{'' if part == 'byt5_small' else part}_model_config": sizes for part, sizes in SIZES.items()}
+PARTS_OF = {"wan": ("umt5xxl",), "ltxv": ("t5xxl",), "mochi": ("t5xxl",), "chroma": ("t5xxl",), "sd3": ("t5xxl",),
+            "flux": ("t5xxl", "clip_l"), "stable_diffusion": ("clip_l",), "hunyuan_video": ("llama", "clip_l"),
+            "hunyuan_video_15": ("qwen25_7b", "byt5_small")}
+DETECTED = ("flux", "stable_diffusion", "hunyuan_video", "hunyuan_video_15")  # by core's loader, whatever the sizes
 
 
 def core_model(part: str, device: str, configs: dict) -> torch.nn.Module:
@@ -73,3 +78,70 @@ def write_full_size(path: Path, part: str, dtype: str = "F16", more: Iterable[tu
     """A full-size encoder of zeros, with every name and shape that ComfyUI's class has, and `more`."""
     shapes = [(name, tuple(tensor.shape), dtype) for name, tensor in core_model(part, "meta", {}).state_dict().items()]
     return write_sparse(path, [*shapes, *[("spiece_model", (64,), "U8")] * (part == "umt5xxl"), *more])
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def write_parts(kind: str, folder: Path, toyworld: Path) -> list[str]:
+    for part in PARTS_OF[kind]:
+        save_file(tiny_state(part, toyworld), folder / f"{part}.safetensors")
+    return [str(folder / f"{part}.safetensors") for part in PARTS_OF[kind]]
+
+
+def load(bridge_text: ModuleType, paths: list[str], weights: str, kind: str = "auto", **options: Any) -> Any:
+    return bridge_text.load_text_encoder(paths[0], weights, min_bytes=0, kind=kind,
+                                         second=paths[1] if len(paths) > 1 else None, **options)
+
+
+def unpacked(path: str, weights: str) -> dict[str, torch.Tensor]:
+    """The file's tensors in float32, those that are to be packed replaced by what their packed form stands for."""
+    from pack.nodes.loading import text_formats
+    from pack.nodes.loading.codecs import CODECS
+    from pack.nodes.loading.plan import plan_layers
+
+    plan = plan_layers(text_formats.read_text_encoder(path).checkpoint, 0, weights)
+    assert plan.quantize
+    state = {}
+    for name, tensor in load_file(path).items():
+        codec = CODECS.get(plan.quantize.get(name, ""))
+        plain = codec.dequantize(codec.quantize(tensor), torch.float32) if codec else tensor
+        state[name] = plain.float() if plain.is_floating_point() else plain
+    return state
+
+
+def core_clip(kind: str, states: list[dict[str, torch.Tensor]]) -> Any:
+    """ComfyUI's own CLIP of that type: through its loader, or from its classes where that knows files by their size."""
+    import comfy.sd
+    import comfy.text_encoders.genmo
+    import comfy.text_encoders.lt
+    import comfy.text_encoders.pixart_t5
+    import comfy.text_encoders.sd3_clip
+    import comfy.text_encoders.wan
+
+    options = {**CONFIGS, "dtype": torch.float32, "model_config": dict(SIZES["clip_l"])}  # CLIP-L's name in the loader
+    if kind in DETECTED:
+        return comfy.sd.load_text_encoder_state_dicts(
+            states, clip_type=getattr(comfy.sd.CLIPType, kind.upper()), model_options=options)
+    encoders = comfy.text_encoders
+    clip_class, tokenizer = {
+        "wan": (encoders.wan.te, encoders.wan.WanT5Tokenizer),
+        "ltxv": (encoders.lt.ltxv_te, encoders.lt.LTXVT5Tokenizer),
+        "mochi": (encoders.genmo.mochi_te, encoders.genmo.MochiT5Tokenizer),
+        "chroma": (encoders.pixart_t5.pixart_te, encoders.pixart_t5.PixArtTokenizer),
+        "sd3": (lambda: encoders.sd3_clip.sd3_clip(clip_l=False, clip_g=False), encoders.sd3_clip.SD3Tokenizer)}[kind]
+
+    class Target:
+        clip = clip_class()
+        params: dict = {}  # noqa: RUF012
+
+    Target.tokenizer = tokenizer
+    clip = comfy.sd.CLIP(Target, tokenizer_data={"spiece_model": states[0].get("spiece_model")}, model_options=options)
+    missing, _ = clip.load_sd(states[0])
+    assert not missing
+    return clip
+
+
+def encode(clip: Any, prompt: str) -> dict[str, Any]:
+    return clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True, return_dict=True)
