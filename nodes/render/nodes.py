@@ -122,7 +122,8 @@ class RenderShort(io.ComfyNode):
         graph = GraphBuilder()
         clips, after = expand(lambda kind, id, **inputs: graph.node(kind, id, **inputs).out,
                               cls.sources(others, run_name, carry_memory), timeline, choices)
-        said = status(choices, is_there, again, run.seen.news(run.path))
+        harm = filter(None, (run.harm(i, choice.fingerprint) for i, choice in enumerate(choices)))
+        said = status(choices, is_there, again, [*run.seen.news(run.path), *harm])
         return io.NodeOutput(clips, after, said, expand=graph.finalize())
 
     @classmethod

@@ -81,7 +81,7 @@ def save_clip(
     """
     _check_samples(latent, vae)
     fps, digest = clip_fps(memory, plan, latent), latent_digest(latent)
-    news = [*run.seen.news(run.path), *_harm(run, index, fingerprint or digest)]
+    news = [*run.seen.news(run.path), *filter(None, [run.harm(index, fingerprint or digest)])]
     take = run.begin(index, fingerprint or digest, digest, _video_key(vae, memory, plan, fps), note)
     if "latents" not in take.files:
         take = run.put(take, "latents", lambda path: save_latent({**latent, "fps": fps}, path))
@@ -131,15 +131,6 @@ def resume_clip(run: RunFolder, index: int, fingerprint: str, keeps: str,
         run.rename(index, keeps, fingerprint)
     latent, memory = load_clip(run, index, True, fingerprint)
     return latent, memory if plan is None else placed(memory, plan.spec.placement)
-
-
-def _harm(run: RunFolder, index: int, fingerprint: str) -> list[str]:
-    """A sentence when files of the clip are damaged, which are made again now."""
-    harm = run.harm(index, fingerprint)
-    if not harm:
-        return []
-    done = "its frames were decoded again from its latents" if set(harm) == {"video"} else "it was rendered again"
-    return [f"Of clip {index} {' and '.join(harm.values())}: {done}."]
 
 
 def _video_key(vae: Any, memory: VideoMemory | None, plan: RenderPlan | None, fps: float) -> str:

@@ -86,12 +86,16 @@ class RunFolder:
         """What each clip of the film took to make, of those that know."""
         return [take.seconds for take in self.takes() if take.seconds]
 
-    def harm(self, index: int, fingerprint: str) -> dict[str, str]:
-        """What became of those files of the newest take from `fingerprint` that are not as they were saved, by kind."""
+    def harm(self, index: int, fingerprint: str) -> str:
+        """What became of files of the newest take from `fingerprint`, and what is done about it; "" if all is well."""
         take = self._find(index, lambda take: take.fingerprint == fingerprint)
         bad = {kind: stored.name for kind, stored in take.files.items() if not self._is_intact(stored)} if take else {}
-        return {kind: f"{name} {'had changed on the disk' if (self.path / name).exists() else 'was gone'}"
-                for kind, name in bad.items()}
+        if not bad:
+            return ""
+        found = [f"{name} {'had changed on the disk' if (self.path / name).exists() else 'was gone'}"
+                 for name in bad.values()]
+        done = "its frames were decoded again from its latents" if set(bad) == {"video"} else "it was rendered again"
+        return f"Clip {index}: {' and '.join(found)}, so {done}."
 
     def intact(self, take: Take) -> dict[str, StoredFile]:
         """The files of a take that are there and have the bytes that were written."""
@@ -104,11 +108,13 @@ class RunFolder:
         included; only its fingerprint is renewed. An unfinished take of anything else is given up; a finished one stays
         valid until this one is done.
         """
+        take = self._find(index, lambda take: (take.digest, take.video_key) == (digest, video_key))
+        if take and take.fingerprint == fingerprint and self.intact(take) == take.files:
+            return take  # nothing is written, also where nothing could be
         with LOCKS.hold(self.path):
+            if take:
+                return self._take_up(take, fingerprint)
             takes = self.takes()
-            for take in takes:
-                if (take.index, take.digest, take.video_key) == (index, digest, video_key):
-                    return self._take_up(take, fingerprint)
             number = 1 + max((take.take for take in takes if take.index == index), default=0)
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             take = Take(index, number, STATUSES[0], fingerprint, digest, now, note, video_key=video_key)
@@ -223,8 +229,7 @@ class RunFolder:
         if files != take.files:
             made = "memory" if "memory" in files else "latents" if "latents" in files else STATUSES[0]
             status = "dropped" if status in FINISHED else made
-        again = replace(take, fingerprint=fingerprint, files=files, status=status)
-        return take if again == take else self._update(again)
+        return self._update(replace(take, fingerprint=fingerprint, files=files, status=status))
 
     def _put(self, take: Take, kind: str, name: str, write: Callable[[Path], object]) -> Take:
         with LOCKS.hold(self.path):
