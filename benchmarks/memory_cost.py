@@ -17,53 +17,23 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
 import os
 import statistics
-import sys
 import time
-import types
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import torch
+from full_size import SHAPES, Shape, build_model, full_memory, stand_in_for_missing, text
 from loading import device_name, import_bridge
-from random_wan import wan_shapes
 
 GIB, CUDA = 2**30, torch.cuda.is_available()
-UNUSED = {"av": ("container", "subtitles", "subtitles.stream"), "torchsde": ()}
 CHUNKS = 3  # of a row's clip; the last one is timed
 FLAT_CLIPS, MEDIAN_OF = 30, 5
 AIM_GIB, AIM_RAM, AIM_FLAT = 11, 1.10, 0.02
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model and of its films; the recipe that it is sampled with."""
-
-    dim: int
-    ffn: int
-    layers: int
-    channels: int
-    stride: int
-    width: int
-    height: int
-    preset: str
-
-    def geometry(self) -> object:
-        from pack.nodes.common.types import Geometry
-
-        return Geometry(self.channels, self.height // self.stride, self.width // self.stride)
-
-
-SHAPES = {
-    "ti2v_5b": Shape(3072, 14336, 30, 48, 16, 1280, 704, "longlive_2"),
-    "14b": Shape(5120, 13824, 40, 16, 8, 1280, 720, "self_forcing"),
-    "1.3b": Shape(1536, 8960, 30, 16, 8, 1280, 720, "self_forcing"),
-    "tiny": Shape(256, 512, 2, 48, 16, 192, 128, "longlive_2"),
-}
 COLUMNS = (("model", "{:>8}"), ("weights", "{:>7}"), ("window_s", "{:>8.2f}"), ("latents", "{:>7}"),
            ("precision", "{:>9}"), ("placement", "{:>9}"), ("kv_gib", "{:>7.2f}"), ("predicted_gib", "{:>13.2f}"),
            ("peak_gib", "{:>8.2f}"), ("reserved_gib", "{:>12.2f}"), ("card_gib", "{:>8.2f}"), ("begin_s", "{:>7.2f}"),
@@ -97,22 +67,6 @@ def main() -> None:
         run_model(name, weights, options, result)
 
 
-def stand_in_for_missing() -> None:
-    """Empty modules for what ComfyUI imports at its start and nothing here uses, where a bare machine lacks it."""
-    for package, parts in UNUSED.items():
-        if importlib.util.find_spec(package) is None:
-            print(f"{package} is not installed; nothing here uses it")
-            for name in (package, *(f"{package}.{part}" for part in parts)):
-                sys.modules[name] = module = types.ModuleType(name)
-                module.__path__, module.__getattr__ = [], anything
-
-
-def anything(name: str) -> type:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return object
-
-
 def run_model(name: str, weights: str, options: argparse.Namespace, result: dict) -> None:
     """All rows of one model, each printed and written when it is there."""
     import comfy.model_management
@@ -122,36 +76,16 @@ def run_model(name: str, weights: str, options: argparse.Namespace, result: dict
         if not seconds and (precision, placement) != (options.precisions[0], options.placements[0]):
             continue
         head = {"model": name, "weights": weights, "window_s": seconds, "precision": precision, "placement": placement}
-        row = head | (run_flat if options.flat else run_row)(model, SHAPES[name], seconds, precision, placement)
-        (print_flat if options.flat else print_row)(row, result["rows"])
+        try:
+            row = head | (run_flat if options.flat else run_row)(model, SHAPES[name], seconds, precision, placement)
+        except torch.OutOfMemoryError:
+            row = head | {"says": "out of memory"}
+        (print_flat if "clips" in row else print_row)(row, result["rows"])
         result["rows"].append(row)
         if options.json:
             options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     del model
     comfy.model_management.unload_all_models()
-
-
-def build_model(shape: Shape, weights: str) -> object:
-    """A MODEL of random weights in bfloat16, its blocks' matrices packed by our NF4 codec where asked for."""
-    import comfy.model_management
-    import comfy.sd
-    from pack.nodes.loading import nf4
-    from pack.nodes.loading.bridge_linear import QuantOperations, show_shapes
-    from pack.nodes.loading.bridge_patcher import QuantPatcher
-
-    device, state, packed = comfy.model_management.get_torch_device(), {}, {}
-    for name, size in wan_shapes(shape.dim, shape.ffn, shape.layers, shape.channels).items():
-        tensor = torch.empty(size, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
-        if weights == "nf4" and name.startswith("blocks.") and len(size) == 2:
-            packed[name] = size
-            state |= {key: part.cpu() for key, part in nf4.to_state_dict(nf4.quantize(tensor), name).items()}
-        else:
-            state[name] = tensor.cpu()
-    if weights == "bf16":
-        return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.bfloat16})
-    loaded = comfy.sd.load_diffusion_model_state_dict(
-        show_shapes(state, packed), model_options={"custom_operations": QuantOperations, "dtype": torch.bfloat16})
-    return QuantPatcher(loaded.model, loaded.load_device, loaded.offload_device)
 
 
 def run_row(model: object, shape: Shape, seconds: float, precision: str, placement: str) -> dict:
@@ -199,28 +133,6 @@ def arithmetic(model: object, shape: Shape, spec: object) -> dict:
             "predicted_gib": sampling_cost(job).vram_bytes / GIB}
 
 
-@torch.inference_mode()
-def full_memory(model: object, shape: Shape, spec: object) -> object:
-    """A memory as after a long film: every place of the spec taken."""
-    import comfy.model_management
-    from pack.nodes.common.compat import compute_dtype, patcher_key
-    from pack.nodes.memory.kv_cache import BlockKV, pack_layer
-    from pack.nodes.memory.state import begin_clip, commit, empty_memory
-
-    chunk, heads = spec.chunk_latents, shape.dim // 128
-    tokens = chunk * (shape.height // shape.stride // 2) * (shape.width // shape.stride // 2)
-    memory = begin_clip(empty_memory(spec), shape.geometry(), patcher_key(model), text()[0][0])
-    for i in range(spec.capacity_latents // chunk):
-        k, v = (torch.randn(1, tokens, heads, 128, dtype=compute_dtype(model),
-                            device=comfy.model_management.get_torch_device()) for _ in range(2))
-        kept = "int8" if spec.precision == "4bit" and i * chunk < spec.sink_latents else spec.precision
-        layer = pack_layer(k, v, kept).to("cpu")
-        grid = shape.geometry()
-        memory = commit(memory, torch.randn(grid.channels, chunk, grid.height, grid.width),
-                        BlockKV((layer,) * shape.layers))
-    return memory
-
-
 def sample(model: object, shape: Shape, memory: object, chunks: int) -> tuple[dict, object]:
     """Costs of one clip of Clip Sampler's code, and the memory after it. begin_s: until its first forward is done."""
     from pack.nodes.common.progress import Progress
@@ -262,10 +174,6 @@ def clean() -> None:
     if CUDA:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-def text() -> list:
-    return [[torch.randn(1, 512, 4096, generator=torch.Generator().manual_seed(1)), {}]]
 
 
 def print_row(row: dict, before: list[dict]) -> None:
