@@ -148,8 +148,9 @@ class VideoMemory:
     latents_done, clips_done: how much of the film exists (more than what is remembered). origin: the latent at which
     the memory began (0, or where it was told to forget). shot, prompt_hash: running number and digest of the prompt.
     tail: the last latents of the film, [C, n, h, w] float32 normalised, as decoding context for the next clip.
-    archive: chunks that have left sink and window and may be retrieved, oldest first. anchor, overlap: for strategy
-    "latent"; overlap: the last frames of the film, uint8 [n, H, W, 3] sRGB. cuts: scene cuts of the film so far.
+    archive: chunks that have left sink and window and may be retrieved, oldest first; without retrieval, where a new
+    prompt recaches, the last one that left, without its K/V. anchor, overlap: for strategy "latent"; overlap: the last
+    frames of the film, uint8 [n, H, W, 3] sRGB. cuts: scene cuts of the film so far.
     """
 
     spec: MemorySpec
