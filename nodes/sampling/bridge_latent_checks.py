@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..common.compat import model_facts
 from ..common.errors import message
 from ..common.types import ModelFacts
@@ -94,3 +96,16 @@ def _check_vae(request: ClipRequest, recipe: LatentRecipe, facts: ModelFacts) ->
             f"{network} with {found[0]} channels at {found[2]} pixels{'' if found[1] == 3 else ', for pictures'}",
             f"the checkpoint's own, {facts.latent_channels} channels at {facts.spatial_stride} pixels",
             "Load the VAE of the checkpoint."))
+    if not _can_encode(vae):
+        raise ValueError(message("Clip Sampler: latent memory encodes frames of the film",
+                                 f"a VAE that can only decode ({network})", "the checkpoint's full VAE",
+                                 "Load that one; the small one may still serve Save Clip."))
+
+
+def _can_encode(vae: Any) -> bool:
+    """Core's light VAEs of Wan 2.2 and HunyuanVideo 1.5 refuse pixels, which would be said in the second clip."""
+    try:
+        vae.process_input(torch.zeros(1, 3, 1, 1))
+    except NotImplementedError:
+        return False
+    return True

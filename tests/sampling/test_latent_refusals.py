@@ -27,12 +27,21 @@ def hunyuan_network(preset: str):
     return made
 
 
+def light_vae():
+    """Core's own light VAE of Wan 2.2 (TAEHV), random: it decodes alone."""
+    import comfy.sd
+    from comfy.taesd.taehv import TAEHV
+
+    return comfy.sd.VAE(sd=TAEHV(latent_channels=48).state_dict())
+
+
 CASES = [
     (I2V, lambda: {"start_image": None}, "begins a film with a picture, but got no start image"),
     (V2, lambda: {"start_image": None}, r"HunyuanVideo I2V \(v2, replace\) begins a film with a picture"),
     (I2V, lambda: {"vae": None}, "looks at the frames themselves, but got no VAE"),
     (I2V, lambda: {"vae": vae("ti2v")}, "does not belong to Wan 2.1 I2V 14B, but got WanVAE with 48 channels at 16"),
     (TI2V, lambda: {"vae": vae("")}, "does not belong to Wan 2.2 TI2V-5B, but got WanVAE with 16 channels at 8 pixels"),
+    (TI2V, lambda: {"vae": light_vae(), "start_image": None}, r"but got a VAE that can only decode \(TAEHV\)"),
     (SVD, lambda: {"vae": blocks_vae(I2V)}, "does not belong to Stable Video Diffusion XT, but got Blocks with 16"),
     (I2V, lambda: {"vae": blocks_vae(SVD)}, "but got Blocks with 4 channels at 8 pixels, for pictures"),
     (I2V, lambda: {"vae": hunyuan_network(I2V)}, "but got AutoencodingEngine with 16 channels at 8 pixels"),
