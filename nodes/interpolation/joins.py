@@ -3,8 +3,8 @@
 A bad join is smoothed without adding or dropping time: over up to REACH frames on each side the film's steps are moved
 so that the picture covers the same distance in every step, and RIFE makes what lies between the clips' own frames.
 A repeated frame is passed in less than a step, a jump is spread over its neighbours; every frame of the film is still
-made of two real frames, once. The result is measured like the join was, and taken only when it is more even. Left
-alone are cuts, and joins whose two frames show so little in common that what lies between would be a ghost of both.
+made of two real frames, once. The result is measured like the join was, and taken only when it is more even. Cuts are
+left alone; a join whose two frames have so little in common that what lies between would be a ghost of both is one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from .between import Between
 from .retime import FrameWindow, Interpolator, Step, Straight
-from .seams import GHOSTS, Motion, Moved, Seam, is_even, is_hard_cut, seam_score, unevenness
+from .seams import GHOSTS, Motion, Seam, is_even, is_hard_cut, seam_score, unevenness
 
 REACH = 4  # frames on each side of a join that are looked at, and that smoothing or fading may change
 SNAP = 1e-3  # a step this close to a real frame is that frame
@@ -91,17 +91,16 @@ class EvenJoins(Straight):
         return max(join.before, join.start - reach, self.span.last)
 
     def _pass(self, join: Join, window: FrameWindow) -> None:
-        if join.is_cut or is_hard_cut(window[join.start - 1], window[join.start]):
+        if _is_cut(join, window, self.motion):
             self.cuts.add(join.start)
             self.seams.append(Seam(join.clip, None, None, "cut"))
             return
         steps = _motions(join, window, self.motion)
-        at_join = steps[join.start - 1]
-        around = [moved.distance for moved in steps.values() if moved is not at_join]
-        score = seam_score(at_join.distance, around)
+        around = [moved for index, moved in steps.items() if index != join.start - 1]
+        score = seam_score(steps[join.start - 1], around)
         seam = Seam(join.clip, score, score, "even" if is_even(score) else "left")
-        if seam.what == "left" and self.interpolate is not None and at_join.ghosting <= GHOSTS:
-            seam = self._smoothed(join, seam, {index: moved.distance for index, moved in steps.items()}, around, window)
+        if seam.what == "left" and self.interpolate is not None:
+            seam = self._smoothed(join, seam, steps, around, window)
         self.seams.append(seam)
 
     def _smoothed(self, join: Join, seam: Seam, steps: dict[int, float], around: list[float],
@@ -150,25 +149,31 @@ def faded(frames: Iterable[torch.Tensor], joins: Sequence[Join], motion: Motion,
 def _fade(join: Join, first: int, window: FrameWindow, motion: Motion, seams: list[Seam]) -> list[torch.Tensor]:
     """The frames from `first` on that replace the clips' own; none at a cut."""
     old, new = window[join.start - 1], window[join.start]
-    if join.is_cut or is_hard_cut(old, new):
+    if _is_cut(join, window, motion):
         seams.append(Seam(join.clip, None, None, "cut"))
         return []
     last = min(join.end, join.start + REACH)
     mixed = [_mixed(window[index] if index < join.start else old, new if index < join.start else window[index],
                     (index - first + 1) / (last - first + 1)) for index in range(first, last)]
     steps = _motions(join, window, motion)
-    around = [moved.distance for index, moved in steps.items() if index != join.start - 1]
+    around = [moved for index, moved in steps.items() if index != join.start - 1]
     shown = [old, *mixed] if first == join.start else mixed
     pair = shown[len(shown) - (last - join.start) - 1 :][:2]  # the last frame before the join and the first behind it
-    scores = (seam_score(moved.distance, around) for moved in (steps[join.start - 1], motion(*pair)))
+    scores = (seam_score(moved, around) for moved in (steps[join.start - 1], motion(*pair).distance))
     seams.append(Seam(join.clip, *scores, "faded"))
     return mixed
 
 
-def _motions(join: Join, window: FrameWindow, motion: Motion) -> dict[int, Moved]:
-    """Motion from each frame around the join to the next, by the first one's index."""
+def _is_cut(join: Join, window: FrameWindow, motion: Motion) -> bool:
+    """True where a new shot is known to begin, where it is seen, or where in-between frames would be ghosts of both."""
+    pair = window[join.start - 1], window[join.start]
+    return join.is_cut or is_hard_cut(*pair) or motion(*pair).ghosting > GHOSTS
+
+
+def _motions(join: Join, window: FrameWindow, motion: Motion) -> dict[int, float]:
+    """How far things move from each frame around the join to the next, by the first one's index."""
     first, last = max(join.before, join.start - 1 - REACH), min(join.end - 2, join.start - 1 + REACH)
-    return {index: motion(window[index], window[index + 1]) for index in range(first, last + 1)}
+    return {index: motion(window[index], window[index + 1]).distance for index in range(first, last + 1)}
 
 
 def _mixed(old: torch.Tensor, new: torch.Tensor, share: float) -> torch.Tensor:

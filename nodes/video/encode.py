@@ -1,4 +1,4 @@
-"""Frames into files and back, one at a time: lossless FFV1 for clips, H.264 for the finished film.
+"""Frames into files and back, one at a time: lossless FFV1 for clips, H.264, H.265 or AV1 for the finished film.
 
 Frames are [H, W, 3] or [n, H, W, 3], uint8 or float in 0..1. A file is written under `<name>.tmp` and renamed when it
 is complete; an exception or a cancel on the way (also from the iterator that brings the frames) leaves nothing behind.
@@ -19,6 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from ..common.errors import message
 from ..interpolation.retime import exact_fps
+from .codecs import require_encoder
 
 StreamMaker = Callable[[av.container.OutputContainer, int, int], av.VideoStream]
 BT709 = 1  # the number of BT.709 in ISO/IEC 23091-2 for primaries, transfer and matrix alike
@@ -60,18 +61,23 @@ def write_mp4(
     crf: int = 18,
     audio: dict | None = None,
     metadata: dict[str, str] | None = None,
+    codec: str = "h264",
 ) -> VideoFacts:
-    """Write frames as H.264 (yuv420p, BT.709, fast start) in MP4: plays everywhere.
+    """Write frames as a film (yuv420p, BT.709, fast start) in MP4; H.264 plays everywhere.
 
-    crf: 0 (best) to 51. An odd width or height is made even by repeating the last column or row: 4:2:0 has no odd
-    sizes. audio: ComfyUI AUDIO {"waveform": [1, channels, samples] float in -1..1, "sample_rate"}, becomes AAC and is
-    cut at the film's end. metadata: text that ComfyUI reads back when the file is dropped on it.
+    crf: 0 (best) to 51 on H.264's scale, whatever the codec, which is one of CODECS. An odd width or height is made
+    even by repeating the last column or row: 4:2:0 has no odd sizes. audio: ComfyUI AUDIO {"waveform": [1, channels,
+    samples] float in -1..1, "sample_rate"}, becomes AAC and is cut at the film's end. metadata: text that ComfyUI reads
+    back when the file is dropped on it.
     """
+    kind = require_encoder(codec)
 
     def stream(container: av.container.OutputContainer, width: int, height: int) -> av.VideoStream:
-        out = container.add_stream("libx264", rate=exact_fps(fps), options={"crf": str(crf), "preset": "medium"})
+        options = {**kind.options, "crf": str(kind.crf(crf))}
+        out = container.add_stream(kind.encoder, rate=exact_fps(fps), options=options)
         out.width, out.height, out.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         context = out.codec_context
+        context.codec_tag = kind.tag
         context.color_primaries = context.color_trc = context.colorspace = BT709
         context.color_range = ColorRange.MPEG
         return out
@@ -133,9 +139,7 @@ class _Writer:
         """Encode one [H, W, 3] uint8 frame; ValueError when its size differs from the first one's."""
         size = (pixels.shape[1], pixels.shape[0])
         if self.video is None:
-            self.video, self.size = self.make_stream(self.container, *size), size
-            self.video.time_base = self.video.codec_context.time_base = 1 / self.fps
-            self.sound = _AudioTrack(self.container, self.audio) if self.audio else None
+            self._begin(size)
         elif size != self.size:
             raise ValueError(message(
                 f"All frames of a video must be {self.size[0]}x{self.size[1]}, like its first",
@@ -155,6 +159,18 @@ class _Writer:
         if self.sound:
             self.sound.encode_until(self.frames / self.fps)
 
+    def _begin(self, size: tuple[int, int]) -> None:
+        self.video, self.size = self.make_stream(self.container, *size), size
+        self.video.time_base = self.video.codec_context.time_base = 1 / self.fps
+        self.sound = _AudioTrack(self.container, self.audio) if self.audio else None
+        try:
+            self.video.codec_context.open()
+        except av.FFmpegError as error:
+            raise ValueError(message(
+                f"The encoder {self.video.codec_context.name} refuses the film", f"frames of {size[0]}x{size[1]}",
+                "sizes that it can encode: most want 64 pixels or more",
+                "Enlarge the film, or choose another codec.")) from error
+
     def close(self, path: Path) -> VideoFacts:
         """Flush the encoders; ValueError when no frame ever came."""
         if self.video is None:
@@ -168,27 +184,31 @@ class _Writer:
 
 
 class _AudioTrack:
-    """ComfyUI AUDIO as AAC, encoded in step with the video so that the muxer never has to hold much of either."""
+    """ComfyUI AUDIO as AAC, encoded in step with the video so that the muxer never has to hold much of either.
+
+    A sample rate that AAC lacks becomes OTHER_RATE.
+    """
 
     STEP = 1024  # samples per AAC frame
+    OTHER_RATE = 48000
 
     def __init__(self, container: av.container.OutputContainer, audio: dict) -> None:
         waveform = audio["waveform"][0].float().cpu()  # [channels, samples]
-        if waveform.shape[0] > 2:
+        if waveform.shape[0] not in (1, 2):
             raise ValueError(message("The film's sound must be mono or stereo", f"{waveform.shape[0]} channels",
                                      "1 or 2 channels", "Mix the audio down first."))
-        rates = sorted(av.codec.Codec("aac", "w").audio_rates)
-        if int(audio["sample_rate"]) not in rates:
-            raise ValueError(message("The film's sound needs a sample rate that AAC has", f"{audio['sample_rate']} Hz",
-                                     ", ".join(map(str, rates)), "Resample the sound first."))
-        self.samples = waveform.clamp(-1.0, 1.0).numpy()
         self.rate, self.done = int(audio["sample_rate"]), 0
+        if self.rate <= 0:
+            raise ValueError(message("The film's sound needs a sample rate", f"{audio['sample_rate']} Hz",
+                                     "more than 0", "Load the sound again."))
+        self.samples = waveform.nan_to_num().clamp(-1.0, 1.0).numpy()
         self.layout = "mono" if waveform.shape[0] == 1 else "stereo"
         self.container = container
-        self.stream = container.add_stream("aac", rate=self.rate, layout=self.layout)
+        rate = self.rate if self.rate in av.codec.Codec("aac", "w").audio_rates else self.OTHER_RATE
+        self.stream = container.add_stream("aac", rate=rate, layout=self.layout)
 
     def encode_until(self, seconds: Fraction) -> None:
-        """Encode what sounds before `seconds`."""
+        """Encode what sounds before `seconds`; PyAV resamples it to the stream's rate."""
         stop = min(self.samples.shape[1], int(seconds * self.rate))
         while self.done < stop:
             piece = self.samples[:, self.done : min(stop, self.done + self.STEP)]

@@ -10,12 +10,14 @@ import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl
 
-from ..common.compat import RifeModelIO, VideoClipsIO, field, io, node_id, node_progress, schema, ui
+from ..common.compat import RenderPlanIO, RifeModelIO, VideoClipsIO, field, io, node_id, node_progress, schema, ui
 from ..common.errors import message
-from ..common.types import VideoClips
+from ..common.types import RenderPlan, VideoClips
 from .bridge import disk_errors
+from .codecs import CODECS, require_encoder
 from .encode import write_mp4
-from .stream import Tally, film_frames, film_report, plan_film
+from .intermediates import INTERMEDIATES, located, settle
+from .stream import SEAMS, Tally, film_frames, film_report, plan_film
 
 FILE_NAME_BYTES = 200  # file systems take 255; a number and an ending are added
 
@@ -27,8 +29,9 @@ class AssembleShort(io.ComfyNode):
             "video",
             node_id="VideoMemoryAssembleShort",
             display_name="Assemble Short",
-            description="Joins the clips into one film: smooth to the target frame rate, enlarged, as H.264 video.",
-            search_aliases=["save video", "concatenate clips", "export mp4"],
+            description="Joins the clips into one film: even at the joins, smooth to the target frame rate, enlarged, "
+                        "as H.264, H.265 or AV1 video.",
+            search_aliases=["save video", "concatenate clips", "export mp4", "h265", "hevc", "av1", "seam"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -41,11 +44,26 @@ class AssembleShort(io.ComfyNode):
                 field(io.Int, "enlarge", default=1, min=1, max=8,
                       tooltip="Multiply width and height by this, smoothly. 1 = as the clips."),
                 field(io.Int, "crf", display_name="quality (crf)", default=18, min=0, max=51,
-                      tooltip="H.264 quality: lower is better and larger; 18 looks like the original, 0 is lossless, "
-                              "which browsers do not play."),
+                      tooltip="On H.264's scale, whatever the codec: lower is better and larger; 18 looks like the "
+                              "original. 0 is lossless for H.264, which browsers do not play."),
                 field(io.String, "filename_prefix", display_name="file name", default="video/short",
                       tooltip="Folder and start of the name inside ComfyUI's output folder."),
                 field(io.Audio, "audio", optional=True, tooltip="Sound for the film; cut at its end."),
+                field(RenderPlanIO, "plan", optional=True,
+                      tooltip="From VRAM Budget Gate: how many frames RIFE makes at once. Without it, one of 720p, or "
+                              "as many smaller ones as have as many pixels."),
+                field(io.Combo, "codec", options=list(CODECS), default="h264", optional=True,
+                      tooltip="H.264 plays everywhere. H.265 and AV1 are smaller at the same quality where there is "
+                              "little noise, and slower to make. All are MP4, and all bring the workflow along."),
+                field(io.Combo, "seams", options=list(SEAMS), default="smooth", optional=True,
+                      tooltip="Smooth: where two clips join with a repeated frame or a jump, RIFE evens out the motion "
+                              "around it, if that measures better. Crossfade: blend four frames on each side. Off: "
+                              "leave the joins alone. Hard cuts stay as they are."),
+                field(io.Combo, "intermediates", display_name="clips afterwards", options=list(INTERMEDIATES),
+                      default="keep", optional=True,
+                      tooltip="What becomes of the clips' lossless frames once the film is finished: keep them, "
+                              "compress them to about half, or delete them. Latents and memories stay, so that deleted "
+                              "frames can be decoded again."),
             ],
             outputs=[
                 io.Video.Output(id="video", display_name="video", tooltip="The finished film, for any video node."),
@@ -55,24 +73,31 @@ class AssembleShort(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None, codec: str | None = "h264") -> bool | str:
+        """Known before the film is rendered; what comes over a link is None here."""
+        try:
+            require_encoder(codec or "h264")
+        except ValueError as error:
+            return str(error)
         return _check_prefix(filename_prefix)
 
     @classmethod
     def execute(cls, clips: VideoClips, target_fps: float, enlarge: int, crf: int, filename_prefix: str, rife=None,
-                audio=None) -> io.NodeOutput:
-        plan, tally = plan_film(clips.records, target_fps, enlarge), Tally()
-        output = folder_paths.get_output_directory()
+                audio=None, plan: RenderPlan | None = None, codec: str = "h264", seams: str = "smooth",
+                intermediates: str = "keep") -> io.NodeOutput:
+        records = located(clips.records)
+        film, tally = plan_film(records, target_fps, enlarge), Tally()
+        output, progress = folder_paths.get_output_directory(), node_progress(film.frames, node_id(cls))
+        size, batch = (records[0].width, records[0].height), plan.interpolation_batch if plan else 0
         with disk_errors("Assemble Short", output):
             folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-                filename_prefix, output, plan.width, plan.height)
+                filename_prefix, output, film.width, film.height)
             path = Path(folder) / f"{name}_{counter:05}_.mp4"
-            stream = rife.stream(clips.records[0].width, clips.records[0].height) if rife else None
-            frames = film_frames(plan, stream, node_progress(plan.frames, node_id(cls)), tally)
-            write_mp4(path, frames, plan.target_fps, crf, audio, cls.workflow_text())
+            frames = film_frames(film, rife and rife.stream(*size, batch), progress, tally, seams)
+            write_mp4(path, frames, film.target_fps, crf, audio, cls.workflow_text(), codec)
+        report = film_report(film, tally, rife is not None) + settle(records, intermediates, progress)
         preview = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)])
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), str(path),
-                             film_report(plan, tally, rife is not None), ui=preview)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), str(path), report, ui=preview)
 
     @classmethod
     def workflow_text(cls) -> dict[str, str]:
@@ -84,7 +109,7 @@ class AssembleShort(io.ComfyNode):
 
 
 def _check_prefix(filename_prefix: str | None) -> bool | str:
-    """Known before the film is rendered; a name that comes over a link is None here and is checked by ComfyUI."""
+    """A name that comes over a link is None here and is checked by ComfyUI when it is used."""
     path, output = os.path.normpath(filename_prefix or ""), os.path.abspath(folder_paths.get_output_directory())
     full = os.path.abspath(os.path.join(output, os.path.dirname(path)))
     if Path(full).is_relative_to(output) and len(os.path.basename(path).encode()) <= FILE_NAME_BYTES:

@@ -114,11 +114,13 @@ def test_nothing_is_made_across_a_cut_that_only_the_records_know():
     assert positions[13:18] == [65.0, 70.0, 70.0, 80.0, 85.0]
 
 
-def test_frames_with_nothing_in_common_are_left(monkeypatch):
+@pytest.mark.parametrize("target", [FPS, Fraction(16)])
+def test_frames_with_nothing_in_common_are_a_cut_though_the_colours_are_alike(monkeypatch, target):
     monkeypatch.setattr(Exact, "ghosting", GHOSTS + 1)
-    clips = [STEADY, [100.0 + position for position in STEADY]]
-    positions, (seam,) = film(clips, Exact())
-    assert positions == clips[0] + clips[1] and (seam.before, seam.after, seam.what) == (3.0, 3.0, "left")
+    positions, seams = film([STEADY, [100.0 + position for position in STEADY]], Exact(), target)
+    assert seams == [Seam(1, None, None, "cut")]
+    assert positions[:: int(target / FPS)] == STEADY + [100.0 + position for position in STEADY]
+    assert 85.0 not in positions
 
 
 def test_what_is_no_better_is_not_taken(monkeypatch):
