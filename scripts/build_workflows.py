@@ -77,7 +77,7 @@ def nodes_of(s: Settings) -> list[dict]:
         _node("rife", "VideoMemoryLoadRife", 5, 0, {"model_name": "rife_v4.26_fp16.safetensors"}),
         _node("film", "VideoMemoryAssembleShort", 5, 1,
               {"target_fps": s.target_fps, "enlarge": s.enlarge, "crf": 16, "filename_prefix": f"video/{s.run_name}"},
-              {"clips": "render.0", "rife": "rife.0"}),
+              {"clips": "render.0", "rife": "rife.0", "plan": "gate.0"}),
     ]
 
 
