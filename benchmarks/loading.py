@@ -1,9 +1,15 @@
-"""Load a full-size random Wan 1.3B file as NF4 and as it is: seconds, GB/s, peak RAM and VRAM, size of the model.
+"""What packed weights cost and save: steps, VRAM, load time, RAM and disk, beside other people's and the arithmetic.
 
-    python benchmarks/loading.py --comfyui PATH [--json RESULT] [--layers 30] [--folder TEMP]
+With CUDA: a TI2V-5B of random weights as plain bf16, our NF4 and int8, bitsandbytes' Linear4bit and, where a checkout
+is named, the Q4_K functions of ComfyUI-GGUF. Step times of all kinds are taken in turn in one process; loads, peaks and
+disk rows in a process each. Without CUDA the same table on a small model shows that it runs: its aims are for a GPU.
 
-Needs ComfyUI 0.3.75 or newer and its Python, 3 GB of disk, and no network. Every case runs in its own process, so that
-the peaks do not mix.
+    python benchmarks/loading.py --comfyui PATH [--gguf PATH] [--json RESULT] [--layers N] [--scale N] [--folder TEMP]
+
+Needs ComfyUI 0.3.75 or newer with its requirements, psutil, bitsandbytes and (for --gguf) gguf; 16 GB of disk for the
+5B, 5 GB without CUDA; no network. Floors: a step, its operations at the measured rate of a large matrix product; a
+packed step, the bf16 step and the bytes of unpacking at the measured rate of copying; VRAM, the weights held and what
+bf16 takes beside its own; load time, the file's bytes at the disk's plain read; RAM, the weights held.
 """
 
 from __future__ import annotations
@@ -12,76 +18,106 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import types
 from pathlib import Path
 
-import psutil
 import torch
+from loading_table import aims, tables
 from random_wan import write_wan
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = ("nf4", "original")
-COLUMNS = (("weights", "{}"), ("seconds", "{:.2f}"), ("gb_per_s", "{:.2f}"), ("peak_ram_gb", "{:.2f}"),
-           ("peak_vram_gb", "{:.2f}"), ("model_gb", "{:.3f}"), ("first_forward_s", "{:.2f}"))
+CUDA = torch.cuda.is_available()
+DIM, FFN, CHANNELS, GRID = 3072, 14336, 48, (44, 80)  # Wan 2.2 TI2V-5B at 1280x704: 880 tokens per latent frame
+LATENTS = {"long": 25, "short": 3}  # 97 frames in one forward; one chunk of a causal film
+SMALL_DISK = {"dim": 1536, "ffn": 8960, "layers": 30}  # without CUDA: the 1.3B for RAM and disk
+KINDS = ("nf4", "int8")
+READS = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", default=os.environ.get("COMFYUI_PATH"), help="ComfyUI's folder")
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--layers", type=int, default=30, help="transformer blocks of the random model")
-    parser.add_argument("--folder", help="where the random file goes for the time of the run")
-    parser.add_argument("--case", nargs=2, metavar=("WEIGHTS", "FILE"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not options.comfyui:
-        parser.error("say where ComfyUI is: --comfyui PATH, or the environment variable COMFYUI_PATH")
-    if options.case:
-        print(json.dumps(measure(options.comfyui, *options.case)))
-        return
+    options = parse()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        path = write_wan(Path(folder) / "random_wan_1.3b_bf16.safetensors", layers=options.layers)
-        rows = [run_case(options.comfyui, weights, path) for weights in CASES]
+        shared = sizes(options)
+        shared["file"] = str(write_wan(Path(folder) / "random_bf16.safetensors", dim=shared["dim"], ffn=shared["ffn"],
+                                       layers=shared["layers"], channels=CHANNELS))
         result = {"device": device_name(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
-                  "file_gb": path.stat().st_size / 1e9, "layers": options.layers, "rows": rows}
-    print_table(result)
+                  "sizes": {key: value for key, value in shared.items() if key not in ("comfyui", "file", "gguf")},
+                  "file_bytes": os.path.getsize(shared["file"]), "notes": []}
+        result["loads"] = [row for kind in ("bf16", *KINDS, "bitsandbytes")
+                           if (row := run("load", shared | {"kind": kind}, result["notes"]))]
+        result["speed"] = run("speed", shared)
+        result["notes"] += result["speed"].pop("notes")
+        result["disk"] = disk(shared, folder, options.disk_layers)
+    result["aims"] = aims(result)
+    print(tables(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def run_case(comfyui: str, weights: str, path: Path) -> dict:
-    command = [sys.executable, __file__, "--comfyui", comfyui, "--case", weights, str(path)]
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", default=os.environ.get("COMFYUI_PATH"), help="ComfyUI's folder")
+    parser.add_argument("--gguf", type=Path, help="a checkout of city96's ComfyUI-GGUF")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--layers", type=int, default=30 if CUDA else 4, help="transformer blocks")
+    parser.add_argument("--scale", type=int, default=1 if CUDA else 4, help="a model and a film so many times narrower")
+    parser.add_argument("--disk-layers", type=int, default=SMALL_DISK["layers"],
+                        help="without CUDA: blocks of the 1.3B for the RAM and disk rows")
+    parser.add_argument("--rounds", type=int, default=7 if CUDA else 3, help="the median of so many steps is shown")
+    parser.add_argument("--folder", help="where the random files go for the time of the run")
+    options = parser.parse_args()
+    if not options.comfyui:
+        parser.error("say where ComfyUI is: --comfyui PATH, or the environment variable COMFYUI_PATH")
+    return options
+
+
+def sizes(options: argparse.Namespace) -> dict:
+    """What every measurement is told."""
+    grid = [2 * round(side / options.scale / 2) for side in GRID]
+    per_latent = grid[0] * grid[1] // 4
+    return {"comfyui": options.comfyui, "gguf": str(options.gguf or ""), "kinds": KINDS, "rounds": options.rounds,
+            "dim": DIM // options.scale, "ffn": FFN // options.scale, "layers": options.layers, "channels": CHANNELS,
+            "grid": grid, "latents": LATENTS, "tokens": {key: n * per_latent for key, n in LATENTS.items()}}
+
+
+def disk(shared: dict, folder: str, disk_layers: int) -> dict:
+    """Peak RAM while quantising, and re-reading a saved file against the disk's plain read, in turn."""
+    shared = shared | {"kind": "nf4", "saved": str(Path(folder) / "saved_nf4.safetensors")}
+    if not CUDA:
+        shared["file"] = str(write_wan(Path(folder) / "random_disk_bf16.safetensors",
+                                       **SMALL_DISK | {"layers": disk_layers}))
+    result = {"file_bytes": os.path.getsize(shared["file"]), "quantise": run("quantise", shared),
+              "save": run("save", shared)}
+    reads = [(run("reread", shared), run("plain", shared)) for _ in range(READS)]
+    for name, rows in zip(("reread", "plain"), zip(*reads, strict=True), strict=True):
+        middle = statistics.median_low([row["seconds"] for row in rows])
+        result[name] = next(row for row in rows if row["seconds"] == middle)
+        result[name]["all_seconds"] = [row["seconds"] for row in rows]
+    return result
+
+
+def run(case: str, options: dict, notes: list[str] | None = None) -> dict | None:
+    """One measurement in a process of its own. With `notes` a failure is noted and gives None, else it ends the run."""
+    command = [sys.executable, str(Path(__file__).with_name("loading_measure.py")), case, json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"The case {weights} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure(comfyui: str, weights: str, file: str) -> dict:
-    """Load `file` once in this process, after the imports; peak_ram_gb is what loading added to them."""
-    bridge, management = import_bridge(comfyui)
-    cuda = torch.cuda.is_available()
-    before = psutil.Process().memory_info().rss
-    sampler = PeakSampler(before)
-    started = time.perf_counter()
-    with sampler:
-        model, _ = bridge.load_diffusion_model(file, weights)
-        management.load_models_gpu([model])
-    seconds = time.perf_counter() - started
-    vram = torch.cuda.max_memory_allocated() if cuda else 0
-    return {"weights": weights, "seconds": seconds, "gb_per_s": os.path.getsize(file) / 1e9 / seconds,
-            "peak_ram_gb": sampler.added_bytes / 1e9, "peak_vram_gb": vram / 1e9, "model_gb": model.model_size() / 1e9,
-            "first_forward_s": first_forward(model)}
+    if not done.returncode:
+        return json.loads(done.stdout.splitlines()[-1])
+    kind = options.get("kind", "")
+    if notes is None or kind != "bitsandbytes":
+        raise SystemExit(f"The measurement {case} {kind} failed:\n{done.stderr}")
+    notes.append(f"{case} {kind} is left out: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return None
 
 
 def import_bridge(comfyui: str) -> tuple[types.ModuleType, types.ModuleType]:
     """Our loader and ComfyUI's model management, without running the pack's own __init__."""
     sys.path.insert(0, comfyui)
-    sys.argv = [sys.argv[0]] + ([] if torch.cuda.is_available() else ["--cpu"])
+    sys.argv = [sys.argv[0]] + ([] if CUDA else ["--cpu"])
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -95,52 +131,10 @@ def import_bridge(comfyui: str) -> tuple[types.ModuleType, types.ModuleType]:
     return bridge, comfy.model_management
 
 
-class PeakSampler:
-    """The most RAM that this process held above a baseline: anonymous and mapped memory, looked at every 2 ms."""
-
-    def __init__(self, baseline_bytes: int) -> None:
-        self.baseline_bytes = baseline_bytes
-        self.added_bytes = 0
-
-    def __enter__(self) -> PeakSampler:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        process = psutil.Process()
-        while not self._stop.wait(0.002):
-            self.added_bytes = max(self.added_bytes, process.memory_info().rss - self.baseline_bytes)
-
-
-@torch.no_grad()
-def first_forward(model: object) -> float:
-    """Seconds of one forward over one latent frame of 128x128 pixels: unpacks every weight once."""
-    inner, device = model.model.diffusion_model, model.load_device
-    x = torch.randn(1, 16, 1, 16, 16, device=device, dtype=inner.dtype)
-    text = torch.zeros(1, 512, 4096, device=device, dtype=inner.dtype)
-    started = time.perf_counter()
-    inner(x, torch.tensor([500.0], device=device), text).cpu()
-    return time.perf_counter() - started
-
-
 def device_name() -> str:
-    if torch.cuda.is_available():
+    if CUDA:
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
-
-
-def print_table(result: dict) -> None:
-    print(f"{result['device']}, torch {result['torch']}; random Wan file, {result['layers']} blocks, bf16, "
-          f"{result['file_gb']:.2f} GB")
-    print(" | ".join(name for name, _ in COLUMNS))
-    for row in result["rows"]:
-        print(" | ".join(form.format(row[name]).rjust(len(name)) for name, form in COLUMNS))
 
 
 if __name__ == "__main__":
