@@ -76,10 +76,12 @@ class Job:
 
     @property
     def forward_latents(self) -> int:
-        """Latents of one forward: a chunk, or the whole clip with what will be trimmed from it."""
+        """Latents of the longest forward: a chunk, where a new prompt recaches all that follows the sink and the chunk
+        before it, or the whole clip with what will be trimmed from it."""
         spec = self.spec
         if not self.is_latent:
-            return spec.chunk_latents
+            recached = spec.capacity_latents - spec.sink_latents if spec.prompt_change == "recache" else 0
+            return recached + spec.chunk_latents
         given = latents_of(frames_to_keep(spec))
         return self.clip_latents + given + (self.facts.kind == "vace")  # VACE: and its reference in front
 

@@ -139,6 +139,13 @@ def test_pins_and_retrieval_cost_what_a_window_of_their_length_costs():
     assert sampling_cost(places).vram_bytes == sampling_cost(window).vram_bytes
 
 
+def test_recaching_costs_a_forward_over_the_window_and_the_chunk_before_it():
+    keep, recache = (replace(job(), spec=memory_spec("longlive_1", prompt_change=change))
+                     for change in ("keep", "recache"))
+    assert (keep.forward_latents, recache.forward_latents) == (3, 9)
+    assert sampling_cost(recache).vram_bytes > sampling_cost(keep).vram_bytes
+
+
 def test_an_archive_is_counted_in_ram_and_on_disk():
     spec = memory_spec("longlive_2", retrieved_s=1.0)
     with_archive = replace(job(), spec=spec)
