@@ -112,7 +112,7 @@ def _levels(model: Any, request: ClipRequest, recipe: LatentRecipe) -> torch.Ten
     if request.sigmas is None:
         return comfy.samplers.KSampler(model, steps=recipe.steps, device=model.load_device, sampler=recipe.sampler,
                                        scheduler=recipe.scheduler, model_options=model.model_options).sigmas.cpu()
-    sigmas = request.sigmas.detach().to("cpu", torch.float32)
+    sigmas = request.sigmas.detach().to("cpu", torch.float32, copy=True)  # uni_pc writes into what it is given
     falls = sigmas.ndim == 1 and len(sigmas) > 1 and bool((sigmas[1:] < sigmas[:-1]).all()) and float(sigmas[-1]) == 0
     if not falls:
         raise ValueError(message("Clip Sampler: these sigmas do not make a clip out of noise", _shown(sigmas),

@@ -21,6 +21,7 @@ WAN = {"image_model": "wan2.1", "dim": 128, "ffn_dim": 128, "num_heads": 1, "num
 WANS = {  # Wan 2.2 I2V A14B has no image embedding, so core calls it t2v with 36 channels
     "ti2v": ("WAN22_T2V", {"model_type": "t2v", "in_dim": 48, "out_dim": 48}),
     "i2v": ("WAN21_I2V", {"model_type": "i2v", "in_dim": 36, "out_dim": 16}),
+    "flf2v": ("WAN21_I2V", {"model_type": "i2v", "in_dim": 36, "out_dim": 16, "flf_pos_embed_token_number": 514}),
     "i2v22": ("WAN21_T2V", {"model_type": "t2v", "in_dim": 36, "out_dim": 16}),
     "control": ("WAN21_FunControl2V", {"model_type": "i2v", "in_dim": 48, "out_dim": 16}),
     "camera": ("WAN22_Camera", {"model_type": "camera_2.2", "in_dim": 36, "out_dim": 16, "in_dim_control_adapter": 24}),
@@ -68,8 +69,10 @@ def patched(config_class, unet: dict):
 
 @functools.cache
 def model(kind: str):
-    """The MODEL of a kind in FILMS, or one that is refused ("control", "camera", "t2v"). Shared: clone before you
-    patch."""
+    """The MODEL of a kind in FILMS, or "flf2v", or one that is refused ("control", "camera", "t2v").
+
+    Shared by all tests: clone it before you patch it.
+    """
     from comfy import supported_models as known
 
     if kind in WANS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -131,6 +132,31 @@ def test_a_memory_is_a_value_in_the_graph_and_in_a_file(preset, tmp_path):
         assert torch.equal(last.tail, memories[3].tail) and torch.equal(last.overlap, memories[3].overlap)
     first, _, _ = sample(preset, memories[0], start_image=picture(), **options)
     assert torch.equal(first["samples"], clips[0]["samples"]) and memories[0].anchor is None
+
+
+@pytest.mark.parametrize(("preset", "dim"), [("wan22_ti2v_5b", 2), ("wan21_vace", 2), ("svd", 0)])
+def test_noise_belongs_to_a_place_in_the_film(preset, dim):
+    """What is sampled again draws what was drawn there before; what is new draws anew. SVD counts frames."""
+    from comfy.patcher_extension import WrappersMP
+
+    drawn, watched = [], model(FILMS[preset][0]).clone()
+
+    def keep(executor, noise, *args, **kwargs):
+        drawn.append(noise.clone())
+        return executor(noise, *args, **kwargs)
+
+    watched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "keep", keep)
+    memory = memory_of(preset)
+    for start in (picture(), None, None):
+        _, memory, _ = sample(preset, memory, model=watched, start_image=start, vae=coder(preset))
+    lead = int(preset == "wan21_vace")  # the reference draws its own
+    clips = [noise.unbind(dim)[lead:] for noise in drawn]
+    k = memory.spec.overlap_latents
+    assert [len(clip) for clip in clips] == ([13, 17, 17] if preset == "svd" else [4, 4 + k, 4 + k])
+    for earlier, later in pairwise(clips):
+        assert all(torch.equal(a, b) for a, b in zip(earlier[-k:], later[:k], strict=True))
+    new = [*clips[0], *clips[1][k:], *clips[2][k:]]
+    assert len({float(each.sum()) for each in new}) == len(new)
 
 
 def test_the_memory_that_goes_in_is_not_changed():

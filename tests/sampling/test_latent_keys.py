@@ -205,6 +205,19 @@ def test_without_an_eye_the_keys_are_the_same_but_for_it(preset):
     assert "No CLIP Vision model was connected" in report
 
 
+def test_a_first_and_last_frame_model_is_given_the_first_alone():
+    """FLF2V (its image embedding has places for two pictures) and Fun-InP take what I2V takes, with no end frame."""
+    film = {}
+    for kind in ("flf2v", "i2v"):
+        memory, clips = memory_of("wan21_i2v_14b"), []
+        for start in (picture(), None):
+            clip, memory, report = sample("wan21_i2v_14b", memory, model=model(kind), vae=vae(""), start_image=start)
+            clips.append(clip["samples"])
+        film[kind] = torch.cat(clips, 2)
+        assert "the last frame of the clip before" in report and film[kind].isfinite().all()
+    assert film["flf2v"].shape == film["i2v"].shape and not torch.equal(film["flf2v"], film["i2v"])
+
+
 def test_the_eye_looks_once_a_clip_and_at_the_films_first_frame():
     class Counting:
         def __init__(self, inner):

@@ -75,6 +75,14 @@ def test_the_boundary_is_wans_own(steps, shift):
     assert [part.steps for part in exact] == [2, 2]  # 0.9 itself is the high noise model's
 
 
+def test_the_users_noise_levels_are_not_written_to():
+    """SIGMAS are the output of another node, which ComfyUI keeps; uni_pc writes 0.001 over the last one."""
+    sigmas = torch.tensor([1.0, 0.95, 0.7, 0.4, 0.0])
+    options = {"vae": vae(""), "start_image": picture(), "sigmas": sigmas}
+    first, again = (sample(PAIR, memory_of(PAIR), 2, **options)[0]["samples"] for _ in range(2))
+    assert torch.equal(sigmas, torch.tensor([1.0, 0.95, 0.7, 0.4, 0.0])) and torch.equal(first, again)
+
+
 def planned(sigmas):
     from pack.nodes.common.types import Geometry
     from pack.nodes.sampling.bridge_latent_run import plan_parts
