@@ -7,8 +7,8 @@ disk rows in a process each. Without CUDA the same table on a small model shows 
     python benchmarks/loading.py --comfyui PATH [--gguf PATH] [--json RESULT] [--layers N] [--scale N] [--folder TEMP]
 
 Needs a folder of ComfyUI 0.3.75 or newer and, of its requirements, einops, numpy, pillow, psutil, pyyaml, safetensors,
-sentencepiece, torchvision, tqdm, transformers and what they need; bitsandbytes, and gguf for --gguf; 16 GB of disk, 5 GB
-without CUDA; no network. Floors: a step, its operations at the measured rate of a large matrix product; a
+sentencepiece, torchvision, tqdm, transformers and what they need; bitsandbytes, and gguf for --gguf; 16 GB of disk, 5
+GB without CUDA; no network. Floors: a step, its operations at the measured rate of a large matrix product; a
 packed step, the bf16 step and the bytes of unpacking at the measured rate of copying; VRAM, the weights held and what
 bf16 takes beside its own; load time, the file's bytes at the disk's plain read; RAM, the weights held.
 """
