@@ -94,8 +94,8 @@ class RunFolder:
             return ""
         found = [f"{name} {'had changed on the disk' if (self.path / name).exists() else 'was gone'}"
                  for name in bad.values()]
-        done = "its frames were decoded again from its latents" if set(bad) == {"video"} else "it was rendered again"
-        return f"Clip {index}: {' and '.join(found)}, so {done}."
+        done = "the frames were decoded again from the latents" if set(bad) == {"video"} else "the clip was rendered again"
+        return f"{' and '.join(found)}, so {done}."
 
     def intact(self, take: Take) -> dict[str, StoredFile]:
         """The files of a take that are there and have the bytes that were written."""

@@ -199,8 +199,8 @@ def test_damaged_file_is_noticed_and_made_again_alone(tmp_path, kind, content):
     stored = run.takes()[0].files
     path = tmp_path / stored[kind].name
     path.unlink() if content is None else path.write_text(content.ljust(stored[kind].bytes) if content != "cut" else "")
-    said = (f"Clip 0: {path.name} {'was gone' if content is None else 'had changed on the disk'}, so "
-            + ("its frames were decoded again from its latents." if kind == "video" else "it was rendered again."))
+    said = (f"{path.name} {'was gone' if content is None else 'had changed on the disk'}, so the "
+            + ("frames were decoded again from the latents." if kind == "video" else "clip was rendered again."))
     for session in (run, next_session(run)):
         assert session.finished(0, "a") is None
         assert session.is_sampled(0, "a") == (kind == "video")

@@ -291,7 +291,7 @@ def test_damaged_frames_are_decoded_again_from_the_latents(nodes, comfy_vae, fil
     path.write_bytes(path.read_bytes()[:-20] + bytes(20))
     assert nodes.SaveClip.fingerprint_inputs("film") == 1 and lazily(nodes) == []
     again = save(nodes, None, comfy_vae, "film", fingerprint="word").args
-    assert "clip_000.mkv had changed on the disk, so its frames were decoded again from its latents." in again[2]
+    assert "clip_000.mkv had changed on the disk, so the frames were decoded again from the latents." in again[2]
     assert again[0] == clips and torch.equal(torch.stack(list(read_frames(path))), frames)
 
 
@@ -304,7 +304,7 @@ def test_damaged_latents_or_memory_are_rendered_again_and_the_rest_is_kept(nodes
     path.write_bytes(path.read_bytes()[:-2] + b"xy")
     assert lazily(nodes) == ["samples", "memory"]
     again = save(nodes, latent, comfy_vae, "film", memory, fingerprint="word").args
-    assert f"clip_000.{kind}.safetensors had changed on the disk, so it was rendered again." in again[2]
+    assert f"clip_000.{kind}.safetensors had changed on the disk, so the clip was rendered again." in again[2]
     assert again[0] == clips and video.stat().st_mtime_ns == made
     loaded = nodes.LoadClip.execute("film", 0, True).args[0]
     assert lazily(nodes) == [] and torch.equal(loaded["samples"], latent["samples"])
