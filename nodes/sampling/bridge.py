@@ -40,6 +40,7 @@ from .prefetch import SLOTS
 from .strategy import ClipRequest, ClipResult, begins_scene
 
 KEY = "videomemory"
+LATENT_ONLY = ("model_low_noise", "clip_vision", "sampler", "sigmas")  # of a ClipRequest
 SHELF = Shelf()  # of this process; counts the K/V at rest of every memory that is still held somewhere
 
 
@@ -192,8 +193,9 @@ def _notes(request: ClipRequest, was_cut: bool) -> str:
         notes.append(f"Scene cut: {request.preset.shot_gap} latents of distance to what lies before it.")
     elif was_cut:
         notes.append("Scene cut: only what the film began with stayed in view (this checkpoint knows no cuts).")
-    if request.model_low_noise is not None:
-        notes.append("model_low_noise was not used: a causal checkpoint is one model.")
+    unused = [name for name in LATENT_ONLY if getattr(request, name) is not None]
+    if unused:
+        notes.append(f"Not used, because they serve latent memory alone: {', '.join(unused)}.")
     return "".join(f" {note}" for note in notes)
 
 

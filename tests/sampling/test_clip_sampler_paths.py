@@ -188,3 +188,14 @@ def test_an_interrupted_clip_leaves_no_keys_behind(model):
                            Progress(check_cancel=interrupt))
     assert held.value.__traceback__ is not None and len(checks) == 12
     assert alive() == before
+
+
+def test_inputs_of_latent_memory_are_named_as_unused(model):
+    from .latent_models import clip_vision
+
+    plain, _, report = sample(model, fresh(), prompt(1))
+    assert "Not used" not in report
+    same, _, report = sample(model, fresh(), prompt(1), model_low_noise=model, sigmas=torch.tensor([1.0, 0.0]),
+                             clip_vision=clip_vision(1280))
+    assert report.endswith("Not used, because they serve latent memory alone: model_low_noise, clip_vision, sigmas.")
+    assert torch.equal(plain["samples"], same["samples"])

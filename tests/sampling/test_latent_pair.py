@@ -153,7 +153,7 @@ def test_previews_are_made_in_both_halves(monkeypatch):
 
 @pytest.mark.parametrize("stop", [1, 3])
 def test_cancel_stops_within_a_step(stop):
-    """Also in the second model, and without a server, whose progress bar would ask too."""
+    """Before the next forward, also in the second model, and without a server, whose progress bar would ask too."""
     import comfy.model_management as mm
     from comfy.patcher_extension import WrappersMP
 
@@ -161,9 +161,10 @@ def test_cancel_stops_within_a_step(stop):
 
     def count(executor, *args, **kwargs):
         steps.append(0)
+        answer = executor(*args, **kwargs)
         if len(steps) == stop:
             mm.interrupt_current_processing(True)
-        return executor(*args, **kwargs)
+        return answer
 
     watched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "count", count)
     with pytest.raises(mm.InterruptProcessingException):
