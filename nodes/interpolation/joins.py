@@ -19,9 +19,10 @@ import torch
 
 from .between import Between
 from .retime import FrameWindow, Interpolator, Step, Straight
-from .seams import GHOSTS, Motion, Seam, is_even, is_hard_cut, seam_score, unevenness
+from .seams import GHOSTS, Motion, Seam, is_even, is_hard_cut, seam_score, stands_out, unevenness
 
 REACH = 4  # frames on each side of a join that are looked at, and that smoothing or fading may change
+BETTER = 0.8  # what is made must be less uneven by this factor, so that frames are changed only for a reason
 SNAP = 1e-3  # a step this close to a real frame is that frame
 
 
@@ -42,6 +43,23 @@ def joins_of(frame_counts: Sequence[int], cuts: Iterable[int] = ()) -> list[Join
     starts = [0, *itertools.accumulate(frame_counts)]
     return [Join(clip, starts[clip], starts[clip - 1], starts[clip + 1], clip in set(cuts))
             for clip in range(1, len(frame_counts))]
+
+
+class Steps(NamedTuple):
+    """How far the picture moves from each frame around a join to the next. first: the first frame's index."""
+
+    first: int
+    before: list[float]
+    at_join: float
+    behind: list[float]
+
+    @property
+    def around(self) -> list[float]:
+        return self.before + self.behind
+
+    @property
+    def all(self) -> list[float]:
+        return [*self.before, self.at_join, *self.behind]
 
 
 class Span(NamedTuple):
@@ -95,25 +113,25 @@ class EvenJoins(Straight):
             self.cuts.add(join.start)
             self.seams.append(Seam(join.clip, None, None, "cut"))
             return
-        steps = _motions(join, window, self.motion)
-        around = [moved for index, moved in steps.items() if index != join.start - 1]
-        score = seam_score(steps[join.start - 1], around)
-        seam = Seam(join.clip, score, score, "even" if is_even(score) else "left")
-        if seam.what == "left" and self.interpolate is not None:
-            seam = self._smoothed(join, seam, steps, around, window)
+        steps = _steps(join, window, self.motion)
+        score = seam_score(steps.at_join, steps.around)
+        is_bad = not is_even(score) and stands_out(steps.at_join, steps.before, steps.behind)
+        seam = Seam(join.clip, score, score, "left" if is_bad else "even")
+        if is_bad and self.interpolate is not None:
+            seam = self._smoothed(join, seam, steps, window)
         self.seams.append(seam)
 
-    def _smoothed(self, join: Join, seam: Seam, steps: dict[int, float], around: list[float],
-                  window: FrameWindow) -> Seam:
+    def _smoothed(self, join: Join, seam: Seam, steps: Steps, window: FrameWindow) -> Seam:
         """Move the steps around the join, as few as do, unless nothing is more even than the clips are."""
         best, kept = seam, self.span
         for reach in range(2, REACH + 1):
             left, right = self._left(join, reach), min(join.end - 1, join.start - 1 + reach)
-            span = Span(left, [0.0, *itertools.accumulate(steps[index] for index in range(left, right))])
+            moved = steps.all[left - steps.first : right - steps.first]
+            span = Span(left, [0.0, *itertools.accumulate(moved)])
             frames = [window[left], *self._frames_inside(span, window), window[right]]
-            scores = [seam_score(self.motion(*pair).distance, around) for pair in itertools.pairwise(frames)]
+            scores = [seam_score(self.motion(*pair).distance, steps.around) for pair in itertools.pairwise(frames)]
             after = max(scores, key=unevenness)
-            if unevenness(after) < unevenness(best.after):
+            if unevenness(after) < BETTER * unevenness(best.after):
                 best, kept = Seam(seam.clip, seam.before, after, "smoothed"), span
             if is_even(best.after):
                 break
@@ -131,7 +149,8 @@ def faded(frames: Iterable[torch.Tensor], joins: Sequence[Join], motion: Motion,
           seams: list[Seam]) -> Iterator[torch.Tensor]:
     """Yield the clips' frames with the joins cross-faded: REACH frames on each side, the film's length unchanged.
 
-    Before the join the new clip's first frame fades in, after it the old clip's last frame fades out. Cuts stay cuts.
+    While one clip fades out and the other in, both go on at about half their speed: so there are enough frames of both,
+    and neither stands still. Cuts stay cuts.
     """
     window, done = FrameWindow(frames), 0
     for join in joins:
@@ -148,18 +167,19 @@ def faded(frames: Iterable[torch.Tensor], joins: Sequence[Join], motion: Motion,
 
 def _fade(join: Join, first: int, window: FrameWindow, motion: Motion, seams: list[Seam]) -> list[torch.Tensor]:
     """The frames from `first` on that replace the clips' own; none at a cut."""
-    old, new = window[join.start - 1], window[join.start]
     if _is_cut(join, window, motion):
         seams.append(Seam(join.clip, None, None, "cut"))
         return []
     last = min(join.end, join.start + REACH)
-    mixed = [_mixed(window[index] if index < join.start else old, new if index < join.start else window[index],
-                    (index - first + 1) / (last - first + 1)) for index in range(first, last)]
-    steps = _motions(join, window, motion)
-    around = [moved for index, moved in steps.items() if index != join.start - 1]
-    shown = [old, *mixed] if first == join.start else mixed
+    length, mixed = last - first, []
+    for n in range(length):
+        old = _between(window, min(join.start - 1, first + n * (join.start - first) / length))
+        new = _between(window, max(join.start, last - 1 - (length - 1 - n) * (last - join.start) / length))
+        mixed.append(_mixed(old, new, (n + 1) / (length + 1)))
+    steps = _steps(join, window, motion)
+    shown = [window[first - 1], *mixed] if first == join.start else mixed
     pair = shown[len(shown) - (last - join.start) - 1 :][:2]  # the last frame before the join and the first behind it
-    scores = (seam_score(moved, around) for moved in (steps[join.start - 1], motion(*pair).distance))
+    scores = (seam_score(moved, steps.around) for moved in (steps.at_join, motion(*pair).distance))
     seams.append(Seam(join.clip, *scores, "faded"))
     return mixed
 
@@ -170,10 +190,16 @@ def _is_cut(join: Join, window: FrameWindow, motion: Motion) -> bool:
     return join.is_cut or is_hard_cut(*pair) or motion(*pair).ghosting > GHOSTS
 
 
-def _motions(join: Join, window: FrameWindow, motion: Motion) -> dict[int, float]:
-    """How far things move from each frame around the join to the next, by the first one's index."""
+def _steps(join: Join, window: FrameWindow, motion: Motion) -> Steps:
     first, last = max(join.before, join.start - 1 - REACH), min(join.end - 2, join.start - 1 + REACH)
-    return {index: motion(window[index], window[index + 1]).distance for index in range(first, last + 1)}
+    moved = [motion(window[index], window[index + 1]).distance for index in range(first, last + 1)]
+    middle = join.start - 1 - first
+    return Steps(first, moved[:middle], moved[middle], moved[middle + 1 :])
+
+
+def _between(window: FrameWindow, place: float) -> torch.Tensor:
+    index, t = _snapped(place)
+    return _mixed(window[index], window[index + 1], t) if t else window[index]
 
 
 def _mixed(old: torch.Tensor, new: torch.Tensor, share: float) -> torch.Tensor:

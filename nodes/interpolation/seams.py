@@ -77,8 +77,19 @@ def seam_score(at_join: float, around: Sequence[float]) -> float:
 
 
 def is_even(score: float) -> bool:
-    """True when nobody will notice the join."""
+    """True when a score is near enough to 1 that nobody will notice."""
     return STUTTER <= score <= JUMP
+
+
+def stands_out(at_join: float, before: Sequence[float], behind: Sequence[float]) -> bool:
+    """True when the film stops or leaps just at the join, and does not merely slow down or speed up there.
+
+    Compared with the nearest step that moves at all on each side: less than half of the smaller one, or more than twice
+    the larger one. before, behind: motions on both sides of the join, in the order of the film.
+    """
+    sides = (reversed(before), behind)
+    near = [moved for side in sides if (moved := next((step for step in side if step >= STILL), None)) is not None]
+    return bool(near) and not STUTTER * min(near) <= at_join <= JUMP * max(near)
 
 
 def unevenness(score: float) -> float:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack.nodes.interpolation.joins import REACH, EvenJoins, Join, Span, faded, joins_of
 from pack.nodes.interpolation.retime import Tally, retime
-from pack.nodes.interpolation.seams import GHOSTS, Moved, Seam, describe, difference_motion, seam_score
+from pack.nodes.interpolation.seams import GHOSTS, Moved, Seam, describe, difference_motion, seam_score, stands_out
 
 FPS = Fraction(8)
 
@@ -190,6 +190,16 @@ def test_a_fade_blends_both_sides_and_keeps_the_length():
     assert [(seam.before, seam.after, seam.what) for seam in seams] == [(450.0, pytest.approx(50.0, abs=0.01), "faded")]
 
 
+def test_nothing_stands_still_in_a_fade():
+    """Two clips of the same motion: the film goes on at half speed through the fade, and never stops."""
+    clips, seams = [STEADY, [80.0 + position for position in STEADY]], []
+    made = [where(frame) for frame in faded((at(p) for clip in clips for p in clip), joins_of([8, 8]), Exact().motion,
+                                            seams)]
+    steps = [behind - before for before, behind in itertools.pairwise(made)]
+    assert len(made) == 16 and made[:4] == STEADY[:4] and made[12:] == clips[1][4:]
+    assert min(steps) > 5 and seams[0].after > 0.8
+
+
 @pytest.mark.parametrize("lengths", [[8, 8], [1, 1, 1], [3, 2, 9], [1, 12, 1]])
 def test_fades_of_any_clips_keep_every_frame(lengths):
     frames, seams = [at(10.0 * i) for i in range(sum(lengths))], []
@@ -217,6 +227,23 @@ def test_bytes_stay_bytes_in_a_fade():
     (1.0, [0.0, 0.0], 10.0), (7.0, [], 1.0)])
 def test_seam_score_is_the_motion_there_over_the_motion_around(at_join, around, score):
     assert seam_score(at_join, around) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(("at_join", "before", "behind", "bad"), [
+    (0.0, [5.0, 5.0], [5.0, 5.0], True), (15.0, [5.0, 5.0], [5.0, 5.0], True), (4.0, [5.0, 5.0], [5.0], False),
+    (0.8, [2.4, 1.8, 0.6], [2.5, 1.7, 0.5], False),  # the top of a jump: slow before the join already
+    (12.0, [2.0, 4.0, 7.0], [16.0, 18.0], False),  # speeding up
+    (0.01, [5.0, 5.0], [0.02, 5.0], True),  # two repeated frames
+    (0.0, [], [], False), (0.02, [0.01], [0.03], False)])
+def test_a_join_stands_out_from_the_steps_next_to_it(at_join, before, behind, bad):
+    assert stands_out(at_join, before, behind) is bad
+
+
+def test_a_hero_at_the_top_of_a_jump_is_left_to_the_bit():
+    heights = [0.0, 40.0, 70.0, 90.0, 97.0, 100.0]
+    clips = [heights, [104.0, 112.0, 134.0, 166.0, 208.0, 258.0]]
+    positions, (seam,) = film(clips, Exact())
+    assert positions == clips[0] + clips[1] and seam.before < 0.3 and seam.what == "even"
 
 
 def test_joins_are_described_in_one_line():
