@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -106,7 +107,7 @@ def main() -> None:
     if not options.comfyui or not any(roots.values()):
         parser.error("say where ComfyUI and at least one original are")
     commits = {name: commit(root) for name, root in roots.items() if root}
-    result = {"device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__,
+    result = {"device": cpu_name(), "torch": torch.__version__,
               "date": time.strftime("%Y-%m-%d"), "originals": commits, "cases": {},
               "model": f"{LAYERS} layers of {HEADS} heads, latents of {HEIGHT}x{WIDTH}"}
     print_head(result)
@@ -116,6 +117,13 @@ def main() -> None:
             print_case(name, result["cases"][name])
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def cpu_name() -> str:
+    """The processor and the number of threads; nothing here runs on a GPU."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def commit(root: Path) -> str:

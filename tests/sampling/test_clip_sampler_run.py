@@ -37,12 +37,13 @@ def without_kv(memory):
 
 
 def watched(function):
-    """A MODEL that calls the function before every forward of the model."""
+    """A MODEL that calls the function after every forward of the model."""
     from comfy.patcher_extension import WrappersMP
 
     def wrapper(executor, *args, **kwargs):
+        out = executor(*args, **kwargs)
         function()
-        return executor(*args, **kwargs)
+        return out
 
     patcher = model(16).clone()
     patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watched", wrapper)
@@ -85,7 +86,8 @@ def test_every_chunk_is_previewed(ticks, monkeypatch):
 @pytest.mark.parametrize(("rebuilt", "forward"), [(0, 1), (0, 3), (0, 4), (0, 5), (0, 14), (3, 1), (3, 3)])
 @pytest.mark.parametrize("placement", ["vram", "ram"])
 def test_cancel_stops_before_the_next_forward(rebuilt, forward, placement, three_chunks):
-    """Among a chunk's steps, after its last one, in its clean pass, while K/V are made again."""
+    """Pressed among a chunk's steps, after its last one, after its clean pass, while K/V are made again. (Core itself
+    asks in every layer, so that a running forward ends early too.)"""
     import comfy.model_management as management
     from pack.nodes.memory.state import placed
 
