@@ -20,7 +20,6 @@ from .bridge_patcher import QuantPatcher
 from .bridge_place import find_place, refuse_unplaced
 from .bridge_save import SOURCE
 from .codecs import WEIGHTS, stored_form
-from .files import is_safetensors
 from .plan import MIN_BYTES, LayerPlan, plan_layers
 from .report import describe_load, describe_original
 from .streaming import map_weights, read_weights, read_weights_cached
@@ -76,13 +75,13 @@ def check_weights(weights: str) -> None:
 
 
 def _load_original_model(path: str) -> tuple[comfy.model_patcher.ModelPatcher, str]:
-    """Torch files are opened here: ComfyUI's own loader knows neither their wrappers nor FSDP's names."""
+    """ComfyUI's own loader knows neither wrappers and FSDP's names in torch files, nor sets, nor diffusers' names."""
     refuse_as_original(path)
     checkpoint = formats.recognise(path, formats.DIFFUSION_MODELS)
-    if checkpoint is None or is_safetensors(path):
+    if checkpoint is None or checkpoint.is_plain:
         model = comfy.sd.load_diffusion_model(path)
         return model, describe_original(Path(path), model.model_size())
-    model = comfy.sd.load_diffusion_model_state_dict(map_weights(checkpoint))
+    model = comfy.sd.load_diffusion_model_state_dict(map_weights(checkpoint), metadata=dict(checkpoint.metadata))
     refuse_unplaced(model, checkpoint)
     return model, describe_original(checkpoint.path, model.model_size(), checkpoint.note)
 
@@ -93,7 +92,7 @@ def refuse_as_original(path: str) -> None:
     Up to 0.3.75 it takes the weights beside comfy_quant tensors for plain fp8: the film would be noise.
     """
     names = formats.read_header(path).tensors
-    if formats.family_of(names, formats.DIFFUSION_MODELS) is None:
+    if formats.recognise(path, formats.DIFFUSION_MODELS) is None:
         formats.refuse_other_kind(path, names)
     if any(name.endswith(".comfy_quant") for name in names) and not hasattr(comfy.utils, "convert_old_quants"):
         raise ValueError(message(

@@ -22,7 +22,7 @@ import torch
 
 from .bridge_linear import QuantOperations
 from .bridge_place import expected_tensors
-from .files import is_safetensors, open_tensors
+from .files import open_tensors
 from .text_formats import BYT5, CLIP_L, UMT5, TextEncoder
 
 Dtypes = dict[str, torch.dtype]  # by an encoder's part
@@ -91,7 +91,7 @@ def core_can_load(kind: str, encoders: tuple[TextEncoder, ...]) -> bool:
     ours, theirs = (
         {part: expected_tensors(module) for part, module in _skeletons(kind, encoders, configs).items()}
         for configs in (_configs(encoders), {}))
-    return ours == theirs and all(is_safetensors(encoder.checkpoint.path) for encoder in encoders) and all(
+    return ours == theirs and all(encoder.checkpoint.is_plain for encoder in encoders) and all(
         header.key == name and not name.endswith(".weight_scale") for name, header in headers)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..common.errors import message
-from .files import DTYPES, SafetensorsFile
+from .files import DTYPES, SafetensorsFile, files_of
 
 FORMAT = "1"  # of the files written here; another number makes every cache stale
 CACHE_ENDING = ".videomemory"  # no ending that ComfyUI lists as a model
@@ -89,9 +89,9 @@ def cache_path(source: Path, weights: str) -> Path:
 
 def cache_key(source: Path, weights: str, quantized: Mapping[str, str]) -> dict[str, str]:
     """What must be the same for a cache to be used: the source's size and time, and the form of each packed weight."""
-    facts = source.stat()
-    return {"videomemory_format": FORMAT, "weights": weights, "source_bytes": str(facts.st_size),
-            "source_mtime_ns": str(facts.st_mtime_ns),
+    facts = [part.stat() for part in files_of(source)]
+    return {"videomemory_format": FORMAT, "weights": weights, "source_bytes": str(sum(fact.st_size for fact in facts)),
+            "source_mtime_ns": ",".join(str(fact.st_mtime_ns) for fact in facts),
             "quantized": hashlib.sha256(json.dumps(dict(quantized), sort_keys=True).encode()).hexdigest()[:32]}
 
 

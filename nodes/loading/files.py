@@ -1,4 +1,4 @@
-"""Checkpoint files that are read one tensor at a time: safetensors, and those of torch.save (.pt, .pth, .bin, .ckpt).
+"""Checkpoint files that are read one tensor at a time: safetensors, in one file or many, and those of torch.save.
 
 Both map the file, so a tensor costs RAM only while it is read. A torch file is a pickle inside: it is opened with
 weights_only=True, which builds tensors and plain values and runs nothing that the file brings along.
@@ -6,6 +6,7 @@ weights_only=True, which builds tensors and plain values and runs nothing that t
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import zipfile
@@ -21,7 +22,9 @@ from safetensors import SafetensorError, safe_open
 from ..common.errors import message
 
 SAFETENSORS = (".safetensors", ".sft")
-WRAPPERS = ("generator_ema", "generator", "model", "state_dict")  # training code's names; the first with tensors wins
+INDEX = ".safetensors.index.json"  # ending of the list of a sharded set's files, as huggingface writes it
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+WRAPPERS = ("generator_ema", "generator", "model", "state_dict", "module")  # of training code; the first with tensors
 FSDP = "_fsdp_wrapped_module."  # stands in the middle of names that were saved from a sharded model
 RELEASE_BYTES = 1 << 28  # opening a torch file anew costs about 0.1 s, so it is done once per so many bytes read
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -31,12 +34,17 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One tensor of a file: its key there, dtype, shape (of the weight it stands for, where it is packed) and bytes."""
+    """One tensor of a file: its key there, dtype, shape (of the weight it stands for, where it is packed) and bytes.
+
+    more: keys of the tensors that are put below it. swapped: its lower half comes first.
+    """
 
     key: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     bytes: int
+    more: tuple[str, ...] = ()
+    swapped: bool = False
 
 
 class TensorFile(Protocol):
@@ -59,11 +67,44 @@ class TensorFile(Protocol):
 @contextmanager
 def open_tensors(path: str | Path) -> Iterator[TensorFile]:
     """Open a checkpoint for reading; raises ValueError for files that are broken, or not only tensors."""
-    file = SafetensorsFile(path) if is_safetensors(path) else TorchFile(path)
+    file = ShardedFile(path) if is_sharded(path) else SafetensorsFile(path) if is_safetensors(path) else TorchFile(path)
     try:
         yield file
     finally:
         file.close()
+
+
+def read_tensor(file: TensorFile, header: TensorHeader) -> torch.Tensor:
+    """The tensor that a header speaks of, as a view of the mapped file where it lies there in one piece."""
+    tensor = file.get(header.key)
+    if header.more:
+        tensor = torch.cat([tensor, *map(file.get, header.more)])
+    return torch.cat(tensor.chunk(2)[::-1]) if header.swapped else tensor
+
+
+def is_sharded(path: str | Path) -> bool:
+    """Whether the file is one of a sharded set, or the list of one."""
+    name = Path(path).name
+    return name.endswith(INDEX) or SHARD.fullmatch(name) is not None
+
+
+def files_of(path: str | Path) -> tuple[Path, ...]:
+    """The files that hold the tensors: `path`, or all of its sharded set; raises ValueError where one is missing."""
+    path = Path(path)
+    if not is_sharded(path):
+        return (path,)
+    shard = SHARD.fullmatch(path.name)
+    if shard is None:
+        names = sorted(set(_weight_map(path).values()))
+    else:
+        count = int(shard["count"])
+        names = [f"{shard['stem']}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing or not names:
+        raise ValueError(message(
+            f"'{path.name}' must lie beside all files of its set", f"a folder without {', '.join(missing[:3])}",
+            f"all {len(names)} files in one folder", "Download the missing ones."))
+    return tuple(path.parent / name for name in names)
 
 
 def is_safetensors(path: str | Path) -> bool:
@@ -95,6 +136,38 @@ class SafetensorsFile:
 
     def close(self) -> None:
         self._file = None
+
+
+class ShardedFile:
+    """A TensorFile of a sharded set of safetensors; one of its files is open at a time."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.headers, self.metadata, self._part_of = {}, {}, {}
+        parts = files_of(path)
+        for part in parts:
+            file = SafetensorsFile(part)
+            self.headers |= file.headers
+            self.metadata |= file.metadata
+            self._part_of |= dict.fromkeys(file.headers, part)
+        lost = set(_weight_map(Path(path))) - set(self.headers) if Path(path).name.endswith(INDEX) else ()
+        if lost:
+            raise ValueError(message(
+                f"'{Path(path).name}' must list tensors of its files", f"{min(lost)}, which is in none of them",
+                f"the tensors of {len(parts)} files", "Download the whole set again."))
+        self.note = f"sharded: {len(parts)} files"
+        self._open: SafetensorsFile | None = None
+
+    def get(self, key: str) -> torch.Tensor:
+        if self._open is None or self._open.path != self._part_of[key]:
+            self._open = SafetensorsFile(self._part_of[key])
+        return self._open.get(key)
+
+    def release(self) -> None:
+        if self._open is not None:
+            self._open.release()
+
+    def close(self) -> None:
+        self._open = None
 
 
 class TorchFile:
@@ -142,6 +215,20 @@ class TorchFile:
         wrappers, self._tensors = _unwrap(content)
         self.note = _describe(wrappers, self._is_mapped)
         self._bytes_read = 0
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """The file of each tensor, out of the list of a sharded set."""
+    try:
+        names = json.loads(path.read_bytes())["weight_map"]
+        if all(Path(name).name == name for name in names.values()):  # a list from a stranger points into its own folder
+            return names
+        got = "files of other folders"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        got = f"one that cannot be read ({type(error).__name__})"
+    raise ValueError(message(
+        f"'{path.name}' must be the list of a sharded set", got, 'JSON with "weight_map": tensor -> file beside it',
+        "Download it again."))
 
 
 def _header(key: str, entry: Any) -> TensorHeader:

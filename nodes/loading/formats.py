@@ -13,8 +13,9 @@ import torch
 from ..common.errors import message
 from . import fp8
 from .codecs import CODECS, is_part_of_stored, stored_form
-from .families import DIFFUSION_MODELS, Family, other_kind
-from .files import TensorHeader, open_tensors
+from .diffusers_names import comfy_names, ltx_positions
+from .families import DIFFUSION_MODELS, LTX, Family, other_kind
+from .files import TensorHeader, is_safetensors, is_sharded, open_tensors
 from .quant_state import SOURCE_DTYPES
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "model.", "")
@@ -32,13 +33,17 @@ class Header:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A recognised file. tensors: by name without the file's prefix. note: how it is wrapped, for the report."""
+    """A recognised file. tensors: by ComfyUI's names, without the prefix. note: how it is wrapped, for the report.
+
+    is_plain: ComfyUI would read it from the path alone.
+    """
 
     path: Path
     family: Family
     tensors: dict[str, TensorHeader]
     metadata: dict[str, str]
     note: str = ""
+    is_plain: bool = True
 
     @property
     def bytes(self) -> int:
@@ -97,15 +102,22 @@ def refuse_other_kind(path: str | Path, names: Iterable[str]) -> None:
 
 def recognise(path: str | Path, families: tuple[Family, ...]) -> Checkpoint | None:
     """The file as one of `families`, or None; raises ValueError for files that cannot be read."""
-    header = read_header(path)
-    found = family_of(header.tensors, families)
+    header, note = read_header(path), ""
+    headers, found = header.tensors, family_of(header.tensors, families)
+    if found is None and families is DIFFUSION_MODELS:
+        headers, note = comfy_names(headers) or headers, "names: diffusers', put into ComfyUI's"
+        found = family_of(headers, families)
     if found is None:
         return None
     family, prefix = found
-    named = {key.removeprefix(prefix): tensor for key, tensor in header.tensors.items() if key.startswith(prefix)}
+    named = {key.removeprefix(prefix): tensor for key, tensor in headers.items() if key.startswith(prefix)}
     tensors = {name: tensor for name, tensor in named.items() if not name.startswith(family.ignore)}
     metadata = {key: value for key, value in header.metadata.items() if key != QUANTIZATION}
-    return Checkpoint(Path(path), family, tensors, metadata, header.note)
+    if note and family is LTX:
+        more, line = ltx_positions(Path(path), tensors)
+        metadata, note = metadata | more, f"{note}; {line}"
+    return Checkpoint(Path(path), family, tensors, metadata, "; ".join(filter(None, (header.note, note))),
+                      is_safetensors(path) and not is_sharded(path) and not note)
 
 
 def family_of(headers: dict[str, TensorHeader], families: tuple[Family, ...]) -> tuple[Family, str] | None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import folder_paths
 
 from ..common.compat import field, io, node_progress, schema
-from ..common.errors import message
 from .bridge import load_diffusion_model
 from .bridge_text import load_text_encoder
 from .codecs import WEIGHTS
+from .nodes_names import check_name, fingerprint, model_names
 from .text_formats import TYPES
 
 WEIGHTS_TOOLTIP = ("nf4 = large matrices in 4 bits (about a quarter of the VRAM), int8 = in 8 bits (half of it, closer "
@@ -34,13 +32,14 @@ class LoadDiffusionModel(io.ComfyNode):
             "loading",
             node_id="VideoMemoryLoadDiffusionModel",
             display_name="Load Diffusion Model (NF4)",
-            description="Loads a Wan diffusion model in 4 bits, so that it fits a small card, or in its original form.",
-            search_aliases=["UNETLoader", "bitsandbytes", "4-bit", "quantize", "bnb"],
+            description="Loads a video model in 4 or 8 bits, so that it fits a small card, or in its original form.",
+            search_aliases=["UNETLoader", "bitsandbytes", "4-bit", "quantize", "bnb", "diffusers"],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 field(io.Combo, "model_name", display_name="model",
-                      options=folder_paths.get_filename_list("diffusion_models"),
-                      tooltip="A safetensors or .pt file in models/diffusion_models. nf4 needs fp32, fp16 or bf16."),
+                      options=model_names("diffusion_models"),
+                      tooltip="Wan, HunyuanVideo, LTX-Video, SVD or SD 1.5 in models/diffusion_models, known by its "
+                              "tensors. Of a sharded folder: its list (.index.json) or any of its files."),
                 field(io.Combo, "weights", options=list(WEIGHTS), default="nf4", tooltip=WEIGHTS_TOOLTIP),
                 field(io.Combo, "cache", options=list(CACHES), default="off", optional=True, tooltip=CACHE_TOOLTIP),
             ],
@@ -53,11 +52,11 @@ class LoadDiffusionModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None) -> bool | str:
-        return _check("Load Diffusion Model (NF4)", "diffusion_models", model_name)
+        return check_name("Load Diffusion Model (NF4)", "diffusion_models", model_name)
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str | None, weights: str | None, cache: str | None = None) -> tuple:
-        return _fingerprint("diffusion_models", model_name)
+        return fingerprint("diffusion_models", model_name)
 
     @classmethod
     def execute(cls, model_name: str, weights: str, cache: str = "off") -> io.NodeOutput:
@@ -70,7 +69,7 @@ class LoadDiffusionModel(io.ComfyNode):
 class LoadTextEncoder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = folder_paths.get_filename_list("text_encoders")
+        files = model_names("text_encoders")
         return schema(
             "loading",
             node_id="VideoMemoryLoadTextEncoder",
@@ -101,13 +100,13 @@ class LoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, text_encoder_name: str | None) -> bool | str:
-        return _check("Load Text Encoder (NF4)", "text_encoders", text_encoder_name)
+        return check_name("Load Text Encoder (NF4)", "text_encoders", text_encoder_name)
 
     @classmethod
     def fingerprint_inputs(cls, text_encoder_name: str | None, weights: str | None, second_name: str | None = NO_FILE,
                            type: str | None = "auto", cache: str | None = None) -> tuple:
-        second = _fingerprint("text_encoders", second_name) if second_name != NO_FILE else ()
-        return _fingerprint("text_encoders", text_encoder_name) + second
+        second = fingerprint("text_encoders", second_name) if second_name != NO_FILE else ()
+        return fingerprint("text_encoders", text_encoder_name) + second
 
     @classmethod
     def execute(cls, text_encoder_name: str, weights: str, second_name: str = NO_FILE, type: str = "auto",
@@ -117,26 +116,6 @@ class LoadTextEncoder(io.ComfyNode):
         return io.NodeOutput(*load_text_encoder(
             path, weights, progress=node_progress(1, cls.hidden.unique_id), second=second, kind=type,
             embeddings=folder_paths.get_folder_paths("embeddings"), cache=cache == CACHES[1]))
-
-
-def _check(node: str, folder: str, name: str | None) -> bool | str:
-    """Whether the file is there; a name that comes over a link is None here and is checked when the node runs.
-
-    Only the name is asked for: ComfyUI repeats a refusal for every input that validate_inputs takes.
-    """
-    names = folder_paths.get_filename_list(folder)
-    if name is not None and name not in names:
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        return message(f"{node} needs a file of models/{folder}", name, shown or "nothing: the folder is empty",
-                       "Put the file there and press R, or choose another one.")
-    return True
-
-
-def _fingerprint(folder: str, name: str | None) -> tuple:
-    if name is None:  # over a link: that input's own value tells the cache
-        return ()
-    facts = os.stat(folder_paths.get_full_path_or_raise(folder, name))
-    return name, facts.st_mtime_ns, facts.st_size
 
 
 NODES = [LoadDiffusionModel, LoadTextEncoder]

@@ -7,11 +7,14 @@ import os
 import folder_paths
 
 from ..common.errors import message
+from .files import INDEX, SHARD, files_of
 
 
 def model_names(folder: str) -> list[str]:
-    """The files of models/<folder>."""
-    return folder_paths.get_filename_list(folder)
+    """The files of models/<folder>, and for each sharded set the list of its files, where that lies beside them."""
+    names = folder_paths.get_filename_list(folder)
+    lists = dict.fromkeys(f"{shard['stem']}{INDEX}" for shard in map(SHARD.fullmatch, names) if shard)
+    return [*names, *(name for name in lists if folder_paths.get_full_path(folder, name))]
 
 
 def check_name(node: str, folder: str, name: str | None) -> bool | str:
@@ -28,8 +31,8 @@ def check_name(node: str, folder: str, name: str | None) -> bool | str:
 
 
 def fingerprint(folder: str, name: str | None) -> tuple:
-    """The file's name, time and size."""
+    """The file's name, and the time and size of it, or of all files of its set."""
     if name is None:  # over a link: that input's own value tells the cache
         return ()
-    facts = os.stat(folder_paths.get_full_path_or_raise(folder, name))
-    return name, facts.st_mtime_ns, facts.st_size
+    facts = [os.stat(part) for part in files_of(folder_paths.get_full_path_or_raise(folder, name))]
+    return name, *(fact for part in facts for fact in (part.st_mtime_ns, part.st_size))

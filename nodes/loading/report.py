@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from .codecs import CODECS, TITLES
+from .files import files_of
 from .formats import Checkpoint
 from .plan import LayerPlan
 
@@ -42,7 +43,8 @@ def _fine_reason(checkpoint: Checkpoint, plan: LayerPlan, form: str) -> str:
 
 def describe_original(path: Path, loaded_bytes: int, note: str = "") -> str:
     """The node's report for a file whose weights ComfyUI took as they are; note: how the file was wrapped."""
-    line = (f"{path.name}: loaded as it is through ComfyUI, {megabytes(path.stat().st_size)} in the file, "
+    size = sum(part.stat().st_size for part in files_of(path))
+    line = (f"{path.name}: loaded as it is through ComfyUI, {megabytes(size)} in the file, "
             f"{megabytes(loaded_bytes)} loaded")
     return f"{line}\n{note}" if note else line
 

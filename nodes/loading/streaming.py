@@ -16,7 +16,7 @@ from ..common.progress import SILENT, Progress
 from . import fp8
 from .cache import HEADER_BYTES, SafetensorsWriter, cache_key, cache_path, read_cache, refuse_without_room
 from .codecs import CODECS
-from .files import TensorFile, TensorHeader, open_tensors
+from .files import TensorFile, TensorHeader, open_tensors, read_tensor
 from .formats import Checkpoint
 from .plan import LayerPlan
 
@@ -61,7 +61,7 @@ def _read_one(file: TensorFile, checkpoint: Checkpoint, plan: LayerPlan, name: s
         return {}
     if name not in plan.quantize and name not in checkpoint.fp8:
         return {name: _copy_in_parts(file, tensors[name])}
-    tensor = file.get(tensors[name].key)
+    tensor = read_tensor(file, tensors[name])
     if name in checkpoint.fp8:
         scale = fp8.scale_of(tensors, name)
         tensor = fp8.to_numbers(tensor.to(device), file.get(tensors[scale].key) if scale else None, checkpoint.dtype)
@@ -73,8 +73,8 @@ def _read_one(file: TensorFile, checkpoint: Checkpoint, plan: LayerPlan, name: s
 
 def _copy_in_parts(file: TensorFile, header: TensorHeader) -> torch.Tensor:
     """The tensor in RAM of its own; embeddings of 2 GB never lie there twice."""
-    if header.bytes <= COPY_BYTES:
-        return file.get(header.key).clone()
+    if header.bytes <= COPY_BYTES or header.more:
+        return read_tensor(file, header).clone()
     out = torch.empty(header.shape, dtype=header.dtype)
     rows = max(1, COPY_BYTES * header.shape[0] // header.bytes)
     for start in range(0, header.shape[0], rows):
@@ -116,7 +116,7 @@ def _cache_bytes(checkpoint: Checkpoint, plan: LayerPlan) -> int:
 def map_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """A state dict as the file has it, mapped: its RAM belongs to the file until somebody writes to a tensor."""
     with open_tensors(checkpoint.path) as file:
-        return {name: file.get(header.key) for name, header in checkpoint.tensors.items()}
+        return {name: read_tensor(file, header) for name, header in checkpoint.tensors.items()}
 
 
 @contextlib.contextmanager

@@ -41,9 +41,11 @@ def clip_l(prefix: str) -> dict[str, torch.Tensor]:
 
 def sd_vae(prefix: str, temporal: bool) -> dict[str, torch.Tensor]:
     conv, quant, factor = some((512, 4, 3, 3), (4, 4, 1, 1), 1)
-    tensors = {f"{prefix}decoder.conv_in.weight": conv, f"{prefix}encoder.down.2.downsample.conv.weight":
-               torch.zeros(512, 512, 3, 3).half(), f"{prefix}post_quant_conv.weight": quant}
-    return tensors | ({f"{prefix}decoder.mid.block_1.mix_factor": factor} if temporal else {})
+    tensors = {f"{prefix}decoder.conv_in.weight": conv,
+               f"{prefix}encoder.down.2.downsample.conv.weight": torch.zeros(512, 512, 3, 3).half()}
+    if temporal:
+        return tensors | {f"{prefix}decoder.mid.block_1.mix_factor": factor}
+    return tensors | {f"{prefix}post_quant_conv.weight": quant}
 
 
 def ltx_vae(prefix: str) -> dict[str, torch.Tensor]:
@@ -191,6 +193,7 @@ def test_the_node_gives_five_outputs(bridge: ModuleType, tmp_path: Path) -> None
         result = LoadCheckpoint.PREPARE_CLASS_CLONE({}).execute(checkpoint_name="sd15.safetensors", weights="int8").args
     finally:
         folder_paths.folder_names_and_paths.update(saved)
+        folder_paths.filename_list_cache.clear()
     assert len(result) == 5 and result[0].model.diffusion_model is not None and result[3] is None
     assert result[1].tokenize("a dog") and "int8: " in result[4]
     assert load_file(tmp_path / "sd15.safetensors")  # the file is not held open for writing

@@ -22,6 +22,7 @@ def nodes(toyworld: Path) -> Iterator[ModuleType]:
         folder_paths.add_model_folder_path(folder, str(toyworld))
     yield nodes
     folder_paths.folder_names_and_paths.update(saved)
+    folder_paths.filename_list_cache.clear()
 
 
 def run(node: type, **inputs: str) -> tuple:

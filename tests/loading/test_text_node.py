@@ -27,6 +27,7 @@ def nodes(toyworld: Path, tmp_path: Path) -> Iterator[ModuleType]:
     folder_paths.add_model_folder_path("text_encoders", str(tmp_path))
     yield nodes
     folder_paths.folder_names_and_paths.update(saved)
+    folder_paths.filename_list_cache.clear()
 
 
 def run(node: type, **inputs: str) -> tuple:

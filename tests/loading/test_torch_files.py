@@ -33,6 +33,7 @@ WRAPPINGS: dict[str, Callable[[dict], dict]] = {
     "generator_ema left empty": lambda state: {"generator_ema": None, "generator": prefixed("model.", state)},
     "model": lambda state: {"model": state, "optimizer": {"lr": 1e-5}},
     "state_dict": lambda state: {"state_dict": prefixed("model.diffusion_model.", state), "epoch": 3},
+    "module": lambda state: {"module": state},  # as Tencent publishes HunyuanVideo
     "parameters": lambda state: {name: torch.nn.Parameter(tensor) for name, tensor in state.items()},
 }
 
