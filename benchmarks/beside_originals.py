@@ -219,7 +219,7 @@ def show_absolute(sampler: object, memory: object) -> None:
     count inside the memory."""
     from pack.nodes.memory.state import view
 
-    blocks, gap = view(memory, sampler.clip.topic), sampler.clip.preset.shot_gap
+    blocks, gap = view(memory, sampler.clip.prompt), sampler.clip.preset.shot_gap
     positions = [block.start + gap * block.cuts + i for block in blocks for i in range(block.length)]
     sampler.hook.look_at(tuple(block.kv for block in blocks), (), tuple(positions),
                          memory.latents_done + gap * memory.cuts)

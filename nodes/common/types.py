@@ -103,10 +103,9 @@ class MemoryBlock:
     start: absolute index of its first latent. latents: [C, n, h, w] float32 on the CPU, normalised as the model sees
     them. shot: running number of the prompt it was made under. kv: the derived cache (memory.kv_cache.BlockKV), or
     None where it must be rebuilt from the latents. negative_kv: the same under the negative prompt, where CFG is used.
-    prompt_hash: digest of its prompt. topic: its prompt as one vector [D] float32 of length 1, to be found by
-    (memory.retrieval), or None. is_pinned: held until the next cut. cuts: scene cuts of the film before it. prompt: its
-    prompt's tokens [n, D] float32 without padding, shared by the chunks of a clip, or None: rebuilt K/V are made under
-    it again (under another one, the hero that it named is lost).
+    prompt_hash: digest of its prompt. is_pinned: held until the next cut. cuts: scene cuts of the film before it.
+    prompt: its prompt's tokens [n, D] float32 without padding, shared by the chunks of a clip, or None: it is found by
+    them (memory.retrieval), and rebuilt K/V are made under them (under others, the hero that they named is lost).
     """
 
     start: int
@@ -115,7 +114,6 @@ class MemoryBlock:
     kv: object | None = None
     negative_kv: object | None = None
     prompt_hash: str = ""
-    topic: torch.Tensor | None = None
     is_pinned: bool = False
     cuts: int = 0
     prompt: torch.Tensor | None = None

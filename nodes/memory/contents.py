@@ -45,8 +45,8 @@ def remembered(memory: VideoMemory) -> tuple[Remembered, ...]:
     blocks = _chunks(memory)
     if not blocks:
         return ()
-    topic = max(memory.blocks, key=lambda block: block.start).topic if memory.blocks else None
-    in_view = {block.start for block in view(memory, topic)}
+    newest = max(memory.blocks, key=lambda block: block.start).prompt if memory.blocks else None
+    in_view = {block.start for block in view(memory, newest)}
     archived = {block.start for block in memory.archive}
     sink = [block.latents for block in blocks if is_sink(memory, block.start)]
     reference = statistics_of(sink or [blocks[0].latents])
@@ -75,7 +75,7 @@ def sizes(memory: VideoMemory) -> dict[str, int]:
     """Bytes by kind: latents, prompts, pictures, K/V by precision and place (VRAM, RAM, file); none that are 0."""
     anchor = memory.anchor
     blocks = (*memory.blocks, *memory.archive)
-    prompts = {id(tensor): tensor for block in blocks for tensor in (block.prompt, block.topic)}  # of a clip, shared
+    prompts = {id(block.prompt): block.prompt for block in blocks}  # of a clip, shared
     found = {"latents": _bytes([*(block.latents for block in blocks), memory.tail, anchor and anchor.latents]),
              "prompts": _bytes(prompts.values()),
              "pictures": _bytes([memory.overlap, anchor and anchor.frame])}

@@ -1,7 +1,7 @@
 """A memory as a safetensors file: written atomically, read without pickle, independent of the machine.
 
-Tensors, for every chunk i in view (`block.<i>.`) and in the archive (`archive.<i>.`): `latents` [C, n, h, w], `topic`
-[D] and, when K/V are kept, `layer.<j>.<k|v>.<data|scale|offset|mean>`, for the negative prompt `negative.<j>...`;
+Tensors, for every chunk i in view (`block.<i>.`) and in the archive (`archive.<i>.`): `latents` [C, n, h, w] and,
+when K/V are kept, `layer.<j>.<k|v>.<data|scale|offset|mean>`, for the negative prompt `negative.<j>...`;
 `prompt.<digest>` [n, D] for every prompt; and `tail`, `overlap`, `anchor.<latents|frame|mean|std>`. Everything else is
 one JSON text in the header's metadata, which also names a digest of that text and of the tensors' names, types and
 shapes (not of their values, which may be gigabytes). Version 1 knew neither that digest nor the fields that came with
@@ -166,7 +166,7 @@ def _kept(block: MemoryBlock, with_kv: bool) -> Iterator[tuple[str, BlockKV]]:
 
 
 def _tensors(memory: VideoMemory, with_kv: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of everything that goes into the file; none share a buffer, as a clip's chunks do their topic."""
+    """(name, tensor) of everything that goes into the file; none share a buffer."""
     buffers: set[int] = set()
     for name, tensor in _small_tensors(memory):
         if tensor is not None:
@@ -192,7 +192,6 @@ def _small_tensors(memory: VideoMemory) -> Iterator[tuple[str, torch.Tensor | No
     for prefix, group in _GROUPS.items():
         for i, block in enumerate(getattr(memory, group)):
             yield f"{prefix}.{i}.latents", block.latents
-            yield f"{prefix}.{i}.topic", block.topic
     yield from {f"prompt.{block.prompt_hash}": block.prompt for block in (*memory.blocks, *memory.archive)}.items()
 
 
@@ -227,7 +226,7 @@ def _read_block(prefix: str, head: dict, tensors: dict[str, torch.Tensor]) -> Me
     caches = {cache: _read_kv(f"{prefix}{layers}.", head[layers], tensors)
               for layers, cache in _CACHES.items() if layers in head}
     known = {name: head[name] for name in _BLOCK_FIELDS if name in head}
-    return MemoryBlock(latents=tensors[f"{prefix}latents"], topic=tensors.get(f"{prefix}topic"),
+    return MemoryBlock(latents=tensors[f"{prefix}latents"],
                        prompt=tensors.get(f"prompt.{head.get('prompt_hash', '')}"), **known, **caches)
 
 

@@ -1,7 +1,7 @@
 """Which earlier chunks are brought back because their prompt was like the current one.
 
 Longer than trained: no public checkpoint has a contiguous 16 s window, but a chunk of long ago may take a place inside
-the trained budget. It is found by prompt: every chunk keeps its conditioning as one vector, the topic.
+the trained budget. It is found by its prompt, whose tokens every chunk keeps.
 """
 
 from __future__ import annotations
@@ -10,32 +10,40 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
+from torch.nn.functional import normalize
 
 from ..common.types import MemoryBlock
 
 ARCHIVE_CHUNKS = 16  # chunks out of view that may be brought back; their K/V rest in RAM
 
 
-def topic_of(conditioning: torch.Tensor) -> torch.Tensor:
-    """The prompt as one vector: the mean of its tokens, [.., tokens, D] -> [D] float32 of length 1 on the CPU.
+def nearest(blocks: Iterable[MemoryBlock], prompt: torch.Tensor, latents: int) -> tuple[MemoryBlock, ...]:
+    """Up to `latents` latents of whole blocks whose prompt is most like this one [n, D], oldest first; ties: newest.
 
-    Rows of zeros are padding (Wan's text encoder zeroes them). A prompt of nothing but padding gives zeros.
+    Blocks without a prompt, or of another text encoder, come last.
     """
-    tokens = conditioning.detach().to("cpu", torch.float32).flatten(0, -2)
-    return torch.nn.functional.normalize(tokens[tokens.abs().amax(-1) > 0].sum(0), dim=0)
-
-
-def nearest(blocks: Iterable[MemoryBlock], topic: torch.Tensor, latents: int) -> tuple[MemoryBlock, ...]:
-    """Up to `latents` latents of whole blocks whose topic is nearest to this one [D], oldest first; ties: the newest.
-
-    Blocks without a topic, or of another text encoder, come last.
-    """
-    ranked = sorted(blocks, key=lambda block: (_likeness(block, topic), block.start), reverse=True)
+    blocks = tuple(blocks)
+    known = {id(block.prompt): block.prompt for block in blocks}  # the chunks of a clip share theirs
+    scores = {key: likeness(prompt, other) for key, other in known.items()}
+    ranked = sorted(blocks, key=lambda block: (scores[id(block.prompt)], block.start), reverse=True)
     found: list[MemoryBlock] = []
     for block in ranked:
         if sum(one.length for one in found) + block.length <= latents:
             found.append(block)
     return tuple(sorted(found, key=lambda block: block.start))
+
+
+def likeness(prompt: torch.Tensor, other: torch.Tensor | None) -> float:
+    """How much of a prompt [n, D] is said in another one [m, D], -1 to 1; -2 where they cannot be compared.
+
+    The mean over its tokens of the best cosine with a token of the other (late interaction: Khattab and Zaharia 2020,
+    ColBERT, arXiv 2004.12832): a hero's name counts however much else the other prompt tells, where a cosine of whole
+    prompts is decided by the words that all prompts share. In steps of 1e-4: rounding must not decide between equals.
+    """
+    if other is None or other.shape[-1] != prompt.shape[-1] or not (len(prompt) and len(other)):
+        return -2.0
+    cosines = normalize(prompt, dim=-1) @ normalize(other, dim=-1).T  # [n, m]
+    return round(float(cosines.amax(1).mean()), 4)
 
 
 def thinned(blocks: Iterable[MemoryBlock], limit: int = ARCHIVE_CHUNKS) -> tuple[MemoryBlock, ...]:
@@ -47,10 +55,3 @@ def thinned(blocks: Iterable[MemoryBlock], limit: int = ARCHIVE_CHUNKS) -> tuple
         most = max(count.values())
         kept.remove(next(block for block in kept if count[block.shot] == most))
     return tuple(kept)
-
-
-def _likeness(block: MemoryBlock, topic: torch.Tensor) -> float:
-    """Cosine, in steps of 1e-4: rounding must not decide between equal prompts."""
-    if block.topic is None or block.topic.shape != topic.shape:
-        return -2.0
-    return round(float(block.topic @ topic), 4)

@@ -51,14 +51,13 @@ def check_spec(spec: MemorySpec) -> None:
 
 
 def commit(memory: VideoMemory, latents: torch.Tensor, kv: object | None, negative_kv: object | None = None,
-           topic: torch.Tensor | None = None, prompt: torch.Tensor | None = None) -> VideoMemory:
+           prompt: torch.Tensor | None = None) -> VideoMemory:
     """The memory after one more chunk of the film: latents [C, n, h, w] normalised, kv its cache (or None).
 
-    negative_kv: the same under the negative prompt. topic: its prompt as one vector (memory.retrieval.topic_of).
-    prompt: its tokens (prompt_tokens).
+    negative_kv: the same under the negative prompt. prompt: its prompt's tokens (prompt_tokens).
     """
     latents = latents.detach().to("cpu", torch.float32)
-    block = MemoryBlock(memory.latents_done, latents, max(memory.shot, 0), kv, negative_kv, memory.prompt_hash, topic,
+    block = MemoryBlock(memory.latents_done, latents, max(memory.shot, 0), kv, negative_kv, memory.prompt_hash,
                         cuts=memory.cuts, prompt=prompt)
     tail = latents if memory.tail is None else torch.cat((memory.tail, latents), 1)
     memory = replace(memory, latents_done=memory.latents_done + block.length, tail=tail[:, -TAIL_LATENTS:].clone())
@@ -68,19 +67,19 @@ def commit(memory: VideoMemory, latents: torch.Tensor, kv: object | None, negati
     return _keep(memory, blocks, {kept.start for kept in (*sink, *pins, *newest)})
 
 
-def view(memory: VideoMemory, topic: torch.Tensor | None = None) -> tuple[MemoryBlock, ...]:
+def view(memory: VideoMemory, prompt: torch.Tensor | None = None) -> tuple[MemoryBlock, ...]:
     """The chunks that the next one attends to, in position order, which is the order of the film; none twice.
 
-    At most spec.capacity_latents. The places for retrieval hold the chunks whose topic is nearest to `topic` [D], the
-    current prompt's (memory.retrieval.topic_of), out of the archive and of what lengthens the window otherwise.
+    At most spec.capacity_latents. The places for retrieval hold the chunks whose prompt is most like this one (tokens
+    as of prompt_tokens), out of the archive and of what lengthens the window otherwise.
     """
-    if topic is None or not memory.archive:
+    if prompt is None or not memory.spec.retrieved_latents or not memory.archive:
         return memory.blocks
     sink, pins, others = _roles(memory, memory.blocks)
     places = memory.spec.retrieved_latents
     window = _newest(others, memory.spec.capacity_latents - memory.spec.sink_latents - _length(pins) - places)
     beyond = others[: len(others) - len(window)]
-    found = nearest((*memory.archive, *beyond), topic, places)
+    found = nearest((*memory.archive, *beyond), prompt, places)
     return tuple(sorted((*sink, *pins, *found, *window), key=lambda block: block.start))
 
 

@@ -20,7 +20,6 @@ from ..common.errors import message
 from ..common.progress import SILENT, Progress
 from ..common.types import Geometry, MemoryBlock, MemorySpec, ModelFacts, Preset, VideoMemory
 from ..memory.kv_cache import kv_bytes, recall_bytes
-from ..memory.retrieval import topic_of
 from ..memory.shelf import RAM_SHARE, Shelf
 from ..memory.state import begin_clip, begin_scene, caches, end_clip, hash_prompt, prompt_tokens, view
 from .bridge_hook import NEGATIVE, POSITIVE, MemoryHook
@@ -83,7 +82,7 @@ class MemorySampler(comfy.samplers.Sampler):
 
     def _show(self, memory: VideoMemory) -> None:
         """What the next forward sees."""
-        blocks = view(memory, self.clip.topic)
+        blocks = view(memory, self.clip.prompt)
         negative = tuple(block.negative_kv for block in blocks) if self.has_negative else ()
         self.hook.look_at(tuple(block.kv for block in blocks), negative,
                           *local_positions(blocks, memory.cuts, self.clip.preset.shot_gap))
@@ -118,9 +117,7 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
         memory = begin_scene(memory, keep_window=preset.shot_gap > 0)
     memory = begin_clip(memory, geometry, patcher_key(model), positive[0][0])
     shape = (1, geometry.channels, preset.chunk, geometry.height, geometry.width)
-    topic = topic_of(positive[0][0]) if memory.spec.retrieved_latents else None
-    clip = Clip(preset, latents, noise or seeded_noise(seed, shape), given, topic,
-                prompt_tokens(positive[0][0]))
+    clip = Clip(preset, latents, noise or seeded_noise(seed, shape), given, prompt_tokens(positive[0][0]))
     hook = MemoryHook(whole_timesteps=preset.whole_timesteps)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, hook)
@@ -177,7 +174,7 @@ def _memory_notes(request: ClipRequest, is_cut: bool) -> str:
     if is_cut:
         memory = begin_scene(memory, keep_window=request.preset.shot_gap > 0)
     rebuilt = rebuilt_note(memory, patcher_key(request.model), hash_prompt(prompt), not math.isclose(request.cfg, 1.0))
-    found = retrieved_note(memory, topic_of(prompt) if memory.spec.retrieved_latents else None)
+    found = retrieved_note(memory, prompt_tokens(prompt))
     return "".join(f" {note}" for note in (rebuilt, found) if note)
 
 

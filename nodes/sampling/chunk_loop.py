@@ -51,13 +51,12 @@ class ClipModel:
 class Clip:
     """What is to be made. latents: whole chunks. noise(chunk index) gives the chunk's own source of noise: its first
     draw is the start, later draws re-noise. given: [1, C, n, h, w] normalised, the first latents of the film, or None.
-    topic: the prompt as one vector (memory.retrieval), or None. prompt: its tokens (memory.state.prompt_tokens)."""
+    prompt: its prompt's tokens (memory.state.prompt_tokens), or None."""
 
     preset: Preset
     latents: int
     noise: Noise
     given: torch.Tensor | None = None
-    topic: torch.Tensor | None = None
     prompt: torch.Tensor | None = None
 
 
@@ -95,7 +94,7 @@ def sample_clip(model: ClipModel, memory: VideoMemory, clip: Clip, progress: Pro
         given = None
         progress.check_cancel()
         (kv, negative_kv), = model.encode(x0, memory, (_precision(memory, memory.latents_done),), None)
-        memory = commit(memory, x0[0], kv, negative_kv, clip.topic, clip.prompt)
+        memory = commit(memory, x0[0], kv, negative_kv, clip.prompt)
         tick(0, x0, x0)
         done.append(x0.to("cpu", torch.float32))
     return torch.cat(done, 2), memory

@@ -30,10 +30,10 @@ def rebuilt_note(memory: VideoMemory, model_key: str, prompt_hash: str, has_nega
     return " ".join(filter(None, notes))
 
 
-def retrieved_note(memory: VideoMemory, topic: torch.Tensor | None) -> str:
-    """Which seconds of the film the clip's prompt (memory.retrieval.topic_of) brings back into view, or ""."""
+def retrieved_note(memory: VideoMemory, prompt: torch.Tensor | None) -> str:
+    """Which seconds of the film the clip's prompt (its tokens) brings back into view, or ""."""
     archived, second = {block.start for block in memory.archive}, TEMPORAL_STRIDE / memory.spec.fps
-    found = [block for block in view(memory, topic) if block.start in archived]
+    found = [block for block in view(memory, prompt) if block.start in archived]
     if not found:
         return ""
     spans = (f"{block.start * second:.1f} to {(block.start + block.length) * second:.1f} s" for block in found)

@@ -41,15 +41,15 @@ def memories(draw) -> VideoMemory:
                       draw(places), draw(places), custom, draw(st.integers(1, 3)), draw(st.integers(0, 4)),
                       draw(st.floats(0, 1)))
     memory = empty_memory(spec)
-    topics = torch.eye(3)
+    prompts = torch.eye(3)
     for prompt in draw(st.lists(st.integers(0, 2), max_size=5)):
-        before, memory = memory, begin_clip(memory, GRID, "model", topics[prompt])
+        before, memory = memory, begin_clip(memory, GRID, "model", prompts[prompt])
         for _ in range(draw(st.integers(1, 3))):
             i = memory.latents_done
             kv = cache(i, precision) if draw(st.booleans()) else None
             negative = cache(i + 1000, precision) if kv and draw(st.booleans()) else None
-            memory = commit(memory, torch.randn(2, CHUNK, 2, 3), kv, negative, topics[prompt],
-                            prompt_tokens(topics[prompt][None]))
+            memory = commit(memory, torch.randn(2, CHUNK, 2, 3), kv, negative,
+                            prompt_tokens(prompts[prompt][None]))
         memory = end_clip(memory, before)
     if memory.latents_done and draw(st.booleans()):
         frames = torch.randint(0, 256, (9, 16, 24, 3), dtype=torch.uint8)
@@ -116,12 +116,12 @@ def test_loaded_kv_counts_as_lying_in_a_file(tmp_path):
     assert all(kv.in_file for kv in caches(load_memory(save_memory(film(3), tmp_path / "m.safetensors"))))
 
 
-def test_chunks_of_one_prompt_share_their_topic_and_are_saved_all_the_same(tmp_path):
-    """Clip Sampler commits all chunks of a clip with one vector."""
-    topic = torch.ones(4)
+def test_chunks_of_one_prompt_share_it_and_are_saved_all_the_same(tmp_path):
+    """Clip Sampler commits all chunks of a clip with one tensor."""
+    prompt = torch.ones(1, 4)
     memory = begin_clip(empty_memory(memory_spec("toyworld", retrieved_s=1.5)), GRID, "model", None)
     for i in range(4):
-        memory = commit(memory, torch.full((2, CHUNK, 2, 3), float(i)), cache(i, "model"), None, topic)
+        memory = commit(memory, torch.full((2, CHUNK, 2, 3), float(i)), cache(i, "model"), None, prompt)
     assert_same(memory, load_memory(save_memory(memory, tmp_path / "m.safetensors")))
 
 

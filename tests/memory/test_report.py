@@ -18,7 +18,7 @@ from pack.nodes.memory.state import begin_clip, commit, empty_memory, end_clip
 from pack.nodes.sampling.presets import memory_spec
 
 GRID = Geometry(4, 2, 3)
-HERO, SEA = torch.eye(2)
+HERO, SEA = torch.eye(2)[:, None]  # prompts of one token
 
 
 def cache(precision: str = "model") -> BlockKV:
@@ -28,14 +28,14 @@ def cache(precision: str = "model") -> BlockKV:
 
 
 def film(*clips: tuple[torch.Tensor, int, float], precision: str = "model", **spec: object) -> VideoMemory:
-    """A toy world film of clips (topic, chunks, brightness of the latents); every clip has a prompt of its own."""
+    """A toy world film of clips (prompt, chunks, brightness of the latents); every clip has a prompt of its own."""
     memory = empty_memory(memory_spec("toyworld", precision=precision, **spec))
-    for topic, chunks, level in clips:
+    for prompt, chunks, level in clips:
         before = memory
-        memory = begin_clip(memory, GRID, "model", torch.cat((topic, torch.tensor([float(memory.latents_done)]))))
+        memory = begin_clip(memory, GRID, "model", torch.cat((prompt[0], torch.tensor([float(memory.latents_done)]))))
         for _ in range(chunks):
             latents = torch.linspace(-1, 1, 72).reshape(4, 3, 2, 3) + level
-            memory = commit(memory, latents, cache(precision), None, topic)
+            memory = commit(memory, latents, cache(precision), None, prompt)
         memory = end_clip(memory, before)
     return memory
 

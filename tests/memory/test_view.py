@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack.nodes.common.types import Geometry, MemoryBlock, MemorySpec
 from pack.nodes.memory.kv_cache import BlockKV, pack_layer
-from pack.nodes.memory.retrieval import nearest, thinned, topic_of
+from pack.nodes.memory.retrieval import likeness, nearest, thinned
 from pack.nodes.memory.state import (
     begin_clip,
     begin_scene,
@@ -26,7 +26,7 @@ from pack.nodes.sampling.presets import memory_spec
 
 SPEC = MemorySpec("toyworld", 8.0, chunk_latents=3, sink_latents=3, window_latents=3)
 GRID = Geometry(4, 2, 2)
-HERO, FOREST, SEA = torch.eye(3)
+HERO, FOREST, SEA = torch.eye(3)[:, None]  # prompts of one token
 
 
 def cache() -> BlockKV:
@@ -34,14 +34,14 @@ def cache() -> BlockKV:
 
 
 def film(spec: MemorySpec, *clips: tuple[torch.Tensor, int], cut: bool = False):
-    """A film of clips (topic, chunks); every clip has a prompt of its own."""
+    """A film of clips (prompt, chunks); every clip has a prompt of its own."""
     memory = empty_memory(spec)
-    for topic, chunks in clips:
+    for prompt, chunks in clips:
         if cut:
             memory = begin_scene(memory, keep_window=True)
-        memory = begin_clip(memory, GRID, "model", torch.cat((topic, torch.tensor([memory.latents_done]))))
+        memory = begin_clip(memory, GRID, "model", torch.cat((prompt[0], torch.tensor([memory.latents_done]))))
         for _ in range(chunks):
-            memory = commit(memory, torch.zeros(4, 3, 2, 2), cache(), cache(), topic)
+            memory = commit(memory, torch.zeros(4, 3, 2, 2), cache(), cache(), prompt)
     return memory
 
 
@@ -60,17 +60,17 @@ def test_the_hero_is_brought_back_after_clips_without_it():
 
 def test_unequal_words_still_find_the_nearest():
     memory = film(replace(SPEC, retrieved_latents=3), (FOREST, 1), (HERO, 1), (SEA, 3))
-    assert chunks(view(memory, torch.tensor([0.8, 0.0, 0.6]))) == [0, 1, 4]
+    assert chunks(view(memory, torch.tensor([[0.8, 0.0, 0.6]]))) == [0, 1, 4]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.integers(0, 3),
        st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3)), max_size=7), st.integers(0, 2))
-def test_view_is_bounded_ordered_and_without_repeats(sink, pinned, retrieved, window, clips, topic):
+def test_view_is_bounded_ordered_and_without_repeats(sink, pinned, retrieved, window, clips, newest):
     spec = replace(SPEC, sink_latents=3 * sink, pinned_latents=3 * pinned, retrieved_latents=3 * retrieved,
                    window_latents=3 * window, prompt_change="pin")
-    memory = film(spec, *((torch.eye(3)[i], count) for i, count in clips))
-    seen, total = chunks(view(memory, torch.eye(3)[topic])), sum(count for _, count in clips)
+    memory = film(spec, *((torch.eye(3)[i:i + 1], count) for i, count in clips))
+    seen, total = chunks(view(memory, torch.eye(3)[newest:newest + 1])), sum(count for _, count in clips)
     assert seen == sorted(set(seen)) and len(seen) <= sink + pinned + retrieved + window
     assert set(range(min(sink, total))) <= set(seen)
     assert set(range(max(0, total - window), total)) <= set(seen)
@@ -94,7 +94,7 @@ def test_places_for_pins_serve_the_window_while_nothing_is_pinned():
 
 def test_recache_drops_what_was_made_under_the_old_prompt_but_the_sink():
     memory = film(replace(SPEC, prompt_change="recache", window_latents=6), (HERO, 4))
-    same = begin_clip(memory, GRID, "model", torch.cat((HERO, torch.zeros(1))))
+    same = begin_clip(memory, GRID, "model", torch.cat((HERO[0], torch.zeros(1))))
     other = begin_clip(memory, GRID, "model", SEA)
     assert [block.kv is None for block in same.blocks] == [False, False, False]
     assert [block.kv is None for block in other.blocks] == [False, True, True]
@@ -126,22 +126,25 @@ def test_archive_thins_the_prompt_that_has_most():
     assert [block.start for block in thinned(blocks, 3)] == [0, 3, 5]
 
 
-def test_chunks_without_topic_come_last_and_ties_go_to_the_newest():
-    def block(start, topic):
-        return MemoryBlock(start, torch.zeros(1, 3, 1, 1), topic=topic)
+def test_chunks_without_a_prompt_come_last_and_ties_go_to_the_newest():
+    def block(start, prompt):
+        return MemoryBlock(start, torch.zeros(1, 3, 1, 1), prompt=prompt)
 
-    blocks = [block(0, HERO), block(3, HERO), block(6, SEA), block(9, None), block(12, torch.ones(5))]
+    blocks = [block(0, HERO), block(3, HERO.clone()), block(6, SEA), block(9, None), block(12, torch.ones(1, 5))]
     assert [found.start for found in nearest(blocks, HERO, 3)] == [3]
     assert [found.start for found in nearest(blocks, HERO, 9)] == [0, 3, 6]
     assert nearest(blocks, HERO, 2) == ()
 
 
-def test_topic_is_the_mean_of_the_tokens_and_knows_no_padding():
-    tokens = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
-    padded = torch.cat((tokens, torch.zeros(1, 509, 8)), 1)
-    expected = tokens[0].mean(0) / tokens[0].mean(0).norm()
-    assert torch.allclose(topic_of(padded), expected, atol=1e-6)
-    assert torch.equal(topic_of(torch.zeros(1, 4, 8)), torch.zeros(8))
+def test_a_name_is_found_in_a_long_prompt_where_a_short_one_shares_all_but_the_name():
+    words = torch.eye(9)
+    the, hero, cave, empty = words[:4]
+    asked = torch.stack((the, hero, cave))
+    told, bare = torch.stack((the, hero, *words[4:])), torch.stack((the, empty, the))
+    assert (likeness(asked, told), likeness(asked, bare)) == (0.6667, 0.3333)
+    means = [torch.nn.functional.normalize(prompt.mean(0), dim=0) for prompt in (asked, told, bare)]
+    assert means[0] @ means[1] < means[0] @ means[2]  # a cosine of whole prompts gets it wrong
+    assert likeness(asked, None) == likeness(asked, torch.ones(2, 5)) == likeness(asked, words[:0]) == -2
 
 
 def test_inconsistent_places_are_refused():

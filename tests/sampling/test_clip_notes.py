@@ -12,19 +12,20 @@ from pack.nodes.memory.state import begin_clip, commit, empty_memory
 from pack.nodes.sampling.clip_notes import rebuilt_note, retrieved_note
 from pack.nodes.sampling.presets import memory_spec
 
-HERO, SEA = torch.eye(2)
+HERO, SEA = torch.eye(2)[:, None]  # prompts of one token
 
 
 def cache() -> BlockKV:
     return BlockKV((pack_layer(torch.ones(1, 2, 1, 64), torch.ones(1, 2, 1, 64), "model"),))
 
 
-def film(*topics: torch.Tensor, kv: bool = True, negative: bool = False, **spec: object):
-    """A toy world film, one chunk per topic, each under a prompt of its own."""
+def film(*prompts: torch.Tensor, kv: bool = True, negative: bool = False, **spec: object):
+    """A toy world film, one chunk per prompt."""
     memory = empty_memory(memory_spec("toyworld", **spec))
-    for topic in topics:
-        memory = begin_clip(memory, Geometry(4, 2, 2), "model", torch.cat((topic, torch.tensor([memory.latents_done]))))
-        memory = commit(memory, torch.zeros(4, 3, 2, 2), cache() if kv else None, cache() if negative else None, topic)
+    for prompt in prompts:
+        unique = torch.cat((prompt[0], torch.tensor([memory.latents_done])))
+        memory = begin_clip(memory, Geometry(4, 2, 2), "model", unique)
+        memory = commit(memory, torch.zeros(4, 3, 2, 2), cache() if kv else None, cache() if negative else None, prompt)
     return memory
 
 
