@@ -37,12 +37,12 @@ def without_kv(memory):
 
 
 def watched(function):
-    """A MODEL that calls the function after every forward of the model."""
+    """A MODEL that calls the function after every forward, with the clean estimate that came out."""
     from comfy.patcher_extension import WrappersMP
 
     def wrapper(executor, *args, **kwargs):
         out = executor(*args, **kwargs)
-        function()
+        function(out)
         return out
 
     patcher = model(16).clone()
@@ -70,17 +70,22 @@ def test_progress_runs_once_from_the_first_rebuilt_chunk_to_the_clips_end(rebuil
     assert [(value, most) for value, most, _ in ticks] == [(i + 1, total) for i in range(total)]
 
 
-def test_every_chunk_is_previewed(ticks, monkeypatch):
+def test_every_chunk_is_previewed_by_its_clean_estimates(ticks, monkeypatch):
+    import latent_preview
     import numpy
     from comfy.cli_args import LatentPreviewMethod, args
 
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
-    sample(empty(FILM))
+    previewer = latent_preview.get_previewer(torch.device("cpu"), model(16).model.latent_format)
+    estimates = []
+    sample(empty(FILM), patcher=watched(estimates.append))
     pictures = [numpy.asarray(preview) for _, _, preview in ticks]
     assert len(pictures) == 3 * FORWARDS and all(picture.shape == (HEIGHT, WIDTH, 3) for picture in pictures)
+    for i, (picture, estimate) in enumerate(zip(pictures, estimates, strict=True)):
+        if i % FORWARDS < FORWARDS - 1:  # the clean pass shows the finished chunk again
+            assert numpy.array_equal(picture, numpy.asarray(previewer.decode_latent_to_preview(estimate)))
     finished = [picture.tobytes() for picture in pictures[FORWARDS - 1::FORWARDS]]
-    assert len(set(finished)) == 3  # every chunk its own
-    assert [picture.tobytes() for picture in pictures[FORWARDS - 2::FORWARDS]] == finished  # the last step is the clip
+    assert len(set(finished)) == 3 and finished == [p.tobytes() for p in pictures[FORWARDS - 2::FORWARDS]]
 
 
 @pytest.mark.parametrize(("rebuilt", "forward"), [(0, 1), (0, 3), (0, 4), (0, 5), (0, 14), (3, 1), (3, 3)])
@@ -93,7 +98,7 @@ def test_cancel_stops_before_the_next_forward(rebuilt, forward, placement, three
 
     made = []
 
-    def press_cancel():
+    def press_cancel(_):
         made.append(0)
         if len(made) == forward:
             management.interrupt_current_processing(True)
@@ -115,7 +120,7 @@ def test_an_error_leaves_nothing_and_the_memory_serves_again(rebuilt, placement,
 
     memory, made = placed(without_kv(three_chunks) if rebuilt else three_chunks, placement), []
 
-    def fail():
+    def fail(_):
         made.append(0)
         if len(made) == 8:
             raise torch.OutOfMemoryError("the card is full")
