@@ -52,6 +52,7 @@ class Row:
 
 NO_SINK = {"sink_latents": 0}
 RETRIEVAL = {"window_latents": 3, "retrieved_latents": 3}
+RETRIEVAL_2 = {"sink_latents": 0, "window_latents": 3, "retrieved_latents": 6}
 AWAY_1, AWAY_3, LATE = (2,), (2, 3, 4), (0, 2, 3, 4)  # LATE: the film opens on an empty scene, so the sink has no hero
 ROWS = {
     "full memory": Row(clips=10),
@@ -70,11 +71,11 @@ ROWS = {
     "away 3 clips": Row(away=AWAY_3),
     "away 3 clips, no sink": Row(NO_SINK, away=AWAY_3),
     "away 3 clips, retrieval": Row(RETRIEVAL, away=AWAY_3),
-    "away 3 clips, retrieval, no sink": Row({"sink_latents": 0, "window_latents": 3, "retrieved_latents": 6},
-                                            away=AWAY_3),
+    "away 3 clips, retrieval, no sink": Row(RETRIEVAL_2, away=AWAY_3),
     "away 3 clips, long window": Row({"window_latents": 24}, away=AWAY_3),
     "late hero, away 3 clips": Row(away=LATE),
     "late hero, away 3 clips, retrieval": Row(RETRIEVAL, away=LATE),
+    "late hero, away 3 clips, retrieval, no sink": Row(RETRIEVAL_2, away=LATE),
 }
 BASES = {(): "full memory", AWAY_1: "away 1 clip", AWAY_3: "away 3 clips", LATE: "late hero, away 3 clips"}
 
