@@ -71,7 +71,8 @@ def _sampling(facts: ClipFacts) -> str:
     counts = [f"{count} step{'s' if count > 1 else ''}" for count in facts.steps]
     steps = counts[0] if len(counts) == 1 else f"{counts[0]} with the high and {counts[1]} with the low noise model"
     if facts.recipe.family == "svd":
-        return f"{steps}, cfg 1 rising to {facts.cfg:g} at the last frame; it reads no text."
+        rising = f" rising to {facts.cfg:g} at the last frame" if facts.cfg != 1 else ""
+        return f"{steps}, cfg 1{rising}; it reads no text."
     return f"{steps}, cfg {facts.cfg:g}."
 
 
