@@ -261,7 +261,8 @@ class RenderPlan:
 class ClipRecord:
     """One finished clip in a run folder. Paths are relative to `folder`, the run folder.
 
-    frames: pixel frames in video_file, decoding context already removed. digest: sha256 of the clip's latents.
+    frames: pixel frames in video_file, decoding context already removed. digest: sha256 of the clip's latents. cuts:
+    scene cuts of the film up to and with the one that this clip may begin with, 0 where its memory knows of none.
     """
 
     index: int
@@ -273,6 +274,7 @@ class ClipRecord:
     width: int
     height: int
     digest: str
+    cuts: int = 0
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def save_clip(
         return made, " ".join([f"Clip {index} was in {run.path} already; nothing was decoded.", *news])
     started = time.monotonic()
     take, way = _put_video(run, take, vae, latent, fps, plan, progress)
-    made = run.finish(take, latent.get("seconds", 0.0) + time.monotonic() - started)
+    made = run.finish(take, latent.get("seconds", 0.0) + time.monotonic() - started, memory.cuts if memory else 0)
     size = f"{made.width}x{made.height} at {fps:g} fps"
     return made, " ".join([f"Clip {index}: {made.frames} frames, {size}, in {run.path}.", *way, *news])
 

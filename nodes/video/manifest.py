@@ -40,7 +40,7 @@ class Take:
 
     fingerprint: what the clip was made from, given by the caller. digest: sha256 of the latents and their context.
     video_key: what besides the latents decides the frames and the memory (VAE, tiling, fps, the memory's spec). note: a
-    line for people (the clip's prompt). seconds: what sampling and decoding took.
+    line for people (the clip's prompt). seconds: what sampling and decoding took. cuts: see types.ClipRecord.
     """
 
     index: int
@@ -57,6 +57,7 @@ class Take:
     width: int = 0
     height: int = 0
     seconds: float = 0.0
+    cuts: int = 0
 
     def file_name(self, suffix: str) -> str:
         """The name that a file of this take has in the run folder."""
@@ -149,7 +150,7 @@ def flush_folder(path: Path) -> None:
 def record_of(folder: Path, take: Take) -> ClipRecord:
     """The finished take as other nodes see it."""
     return ClipRecord(take.index, str(folder), take.files["latents"].name, take.files["video"].name, take.frames,
-                      take.fps, take.width, take.height, take.digest)
+                      take.fps, take.width, take.height, take.digest, take.cuts)
 
 
 def _refusal(folder: Path, got: str) -> str:

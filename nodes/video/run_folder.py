@@ -135,13 +135,13 @@ class RunFolder:
         """
         return self._put(take, kind, take.file_name(KINDS[kind]), write)
 
-    def finish(self, take: Take, seconds: float = 0.0) -> ClipRecord:
+    def finish(self, take: Take, seconds: float = 0.0, cuts: int = 0) -> ClipRecord:
         """Call the take done: from this write on it is the clip, and the files of older takes are deleted.
 
-        seconds: what it took to make it, 0 = not known.
+        seconds: what it took to make it, 0 = not known. cuts: scene cuts of its memory.
         """
         with LOCKS.hold(self.path):
-            take = replace(take, status="done", seconds=seconds or take.seconds)
+            take = replace(take, status="done", seconds=seconds or take.seconds, cuts=cuts or take.cuts)
             self._write([t for t in self.takes() if t.index != take.index], take)
             self._sweep(take.index)
         return self.record(take)

@@ -100,7 +100,9 @@ def film_frames(
 def _joined(plan: FilmPlan, interpolate: Interpolator | None, tally: Tally, seams: str) -> Iterator[torch.Tensor]:
     """The clips' frames at the film's rate, with their joins as chosen."""
     frames, path = clip_frames(plan.records), None
-    joins = joins_of([record.frames for record in plan.records])
+    known = [record.cuts for record in plan.records]
+    cuts = [clip for clip in range(1, len(known)) if known[clip] > known[clip - 1]]
+    joins = joins_of([record.frames for record in plan.records], cuts)
     motion = interpolate.motion if interpolate else difference_motion
     if seams == "crossfade":
         frames = faded(frames, joins, motion, tally.seams)

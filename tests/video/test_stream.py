@@ -98,6 +98,14 @@ def test_off_measures_nothing_and_changes_nothing(tmp_path, fps, monkeypatch):
     assert greys == with_default and tally.seams == []
 
 
+@pytest.mark.parametrize("seams", ["smooth", "crossfade"])
+def test_a_scene_cut_that_the_memory_knows_is_left_though_it_looks_like_a_stutter(tmp_path, seams):
+    first, second = grey_clips(tmp_path, 0, 21, frames=8)
+    greys, tally = film_of((first, replace(second, cuts=1)), seams, fps=16.0)
+    assert tally.seams == [Seam(1, None, None, "cut")]
+    assert greys[12:19] == [18, 20, 21, 21, 21, 22, 24]
+
+
 def test_crossfade_blends_the_joins_but_cuts(tmp_path):
     greys, tally = film_of(grey_clips(tmp_path, 0, 30, 150, frames=8), "crossfade")
     assert greys[:4] == [0, 3, 6, 9] and greys[3:13] == sorted(greys[3:13]) and greys[12:16] == [42, 45, 48, 51]
