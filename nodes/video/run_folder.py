@@ -94,7 +94,8 @@ class RunFolder:
             return ""
         found = [f"{name} {'had changed on the disk' if (self.path / name).exists() else 'was gone'}"
                  for name in bad.values()]
-        done = "the frames were decoded again from the latents" if set(bad) == {"video"} else "the clip was rendered again"
+        only_frames = set(bad) == {"video"}
+        done = "the frames were decoded again from the latents" if only_frames else "the clip was rendered again"
         return f"{' and '.join(found)}, so {done}."
 
     def intact(self, take: Take) -> dict[str, StoredFile]:
