@@ -93,7 +93,7 @@ def disk(shared: dict, folder: str, disk_layers: int) -> dict:
         shared["file"] = str(write_wan(Path(folder) / "random_disk_bf16.safetensors",
                                        **SMALL_DISK | {"layers": disk_layers}))
     result = {"file_bytes": os.path.getsize(shared["file"]), "save": run("save", shared),
-              "quantise": [run("quantise", shared | {"kind": kind}) for kind in (*KINDS, "nf4_fitted")]}
+              "quantise": [run("quantise", shared | {"kind": kind}) for kind in KINDS]}
     reads = [(run("reread", shared), run("plain", shared)) for _ in range(READS)]
     for name, rows in zip(("reread", "plain"), zip(*reads, strict=True), strict=True):
         middle = statistics.median_low([row["seconds"] for row in rows])

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import fp4, int8, nf4, nf4_fitted
+from . import fp4, int8, nf4
 
-CODECS: dict[str, Any] = {"nf4": nf4, "int8": int8, "fp4": fp4, "nf4_fitted": nf4_fitted}
-TITLES = {"nf4": "NF4", "int8": "int8", "fp4": "FP4", "nf4_fitted": "NF4 with fitted scales"}  # as reports write them
-WEIGHTS = ("nf4", "int8", "original", "nf4_fitted")  # what a loader offers
+CODECS: dict[str, Any] = {"nf4": nf4, "int8": int8, "fp4": fp4}
+TITLES = {"nf4": "NF4", "int8": "int8", "fp4": "FP4"}  # as reports write them
+WEIGHTS = ("nf4", "int8", "original")  # what a loader offers
 
 
 def stored_form(keys: Any, name: str) -> str | None:

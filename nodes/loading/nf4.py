@@ -24,8 +24,8 @@ from .quant_state import SOURCE_DTYPES
 
 BLOCK_SIZE = 64
 STATE_SUFFIX = four_bit.state_suffix("nf4")
-SMALLEST_ABSMAX = 1e-38
 _CELLS = 128  # look-up cells per unit of a scaled weight: each cell holds at most one boundary between two levels
+_SMALLEST_ABSMAX = 1e-38
 
 
 def packed_bytes(rows: int, columns: int) -> int:
@@ -40,20 +40,15 @@ def quantize(weight: torch.Tensor) -> FourBitWeight:
     On the CPU the bytes equal bitsandbytes' quantize_4bit(nf4, blocksize=64, compress_statistics=True); a GPU may
     differ in the last bit of the mean. Raises ValueError for other shapes and dtypes, and for NaN or infinity.
     """
-    check_source(weight)
+    if weight.ndim != 2 or not weight.numel() or weight.shape[1] % 2 or weight.dtype not in SOURCE_DTYPES:
+        quant_state.refuse_unpackable("NF4", weight, "an even number of columns")
     packed, absmax = _quantize_blocks(weight.reshape(-1))
     offset = absmax.mean()
     if not (torch.isfinite(absmax).all() and torch.isfinite(offset)):
         quant_state.refuse_overflow("NF4")
-    codes, nested_absmax = quantize_absmax(absmax - offset)
+    codes, nested_absmax = _quantize_absmax(absmax - offset)
     return FourBitWeight(packed.view(weight.shape[0], -1), codes, nested_absmax, dynamic_map().to(weight.device),
                          offset, BLOCK_SIZE, weight.dtype)
-
-
-def check_source(weight: torch.Tensor) -> None:
-    """Raise ValueError for a tensor that has no NF4 form."""
-    if weight.ndim != 2 or not weight.numel() or weight.shape[1] % 2 or weight.dtype not in SOURCE_DTYPES:
-        quant_state.refuse_unpackable("NF4", weight, "an even number of columns")
 
 
 def dequantize(weight: FourBitWeight, dtype: torch.dtype) -> torch.Tensor:
@@ -87,18 +82,18 @@ def _quantize_blocks(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     for part in block_slices(flat.numel(), BLOCK_SIZE, flat.device):
         values = flat[part].float()
         if values.numel() % BLOCK_SIZE:  # the last, short block: bitsandbytes divides here and multiplies elsewhere
-            peaks = values.abs().amax().clamp(min=SMALLEST_ABSMAX)
+            peaks = values.abs().amax().clamp(min=_SMALLEST_ABSMAX)
             scaled = values / peaks
         else:
             peaks = values.view(-1, BLOCK_SIZE).abs().amax(dim=1)
-            scaled = (values.view(-1, BLOCK_SIZE) * (1.0 / peaks.clamp(min=SMALLEST_ABSMAX))[:, None]).view(-1)
+            scaled = (values.view(-1, BLOCK_SIZE) * (1.0 / peaks.clamp(min=_SMALLEST_ABSMAX))[:, None]).view(-1)
         absmax[part.start // BLOCK_SIZE:-(-part.stop // BLOCK_SIZE)] = peaks
-        codes = nearest_levels(scaled.nan_to_num_(0.0))  # non-finite blocks are refused by their absmax
+        codes = _nearest_levels(scaled.nan_to_num_(0.0))  # non-finite blocks are refused by their absmax
         packed[part.start // 2:part.stop // 2] = (codes[0::2] << 4) | codes[1::2]
     return packed, absmax
 
 
-def nearest_levels(scaled: torch.Tensor) -> torch.Tensor:
+def _nearest_levels(scaled: torch.Tensor) -> torch.Tensor:
     """Codes 0..15 (uint8) of values in [-1, 1]; halfway goes to the lower level.
 
     A value's code is the number of boundaries below it. Boundaries in lower cells are counted by `below`; the one that
@@ -123,7 +118,7 @@ def _cell_tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return boundaries.to(device), below.to(device)
 
 
-def quantize_absmax(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantize_absmax(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """8-bit codes and float32 peaks of nested blocks; rounds through 65,536 steps as bitsandbytes does."""
     padding = -values.numel() % NESTED_BLOCK_SIZE
     blocks = torch.nn.functional.pad(values, (0, padding)).view(-1, NESTED_BLOCK_SIZE)

@@ -13,8 +13,7 @@ from .text_formats import TYPES
 
 WEIGHTS_TOOLTIP = ("nf4 = large matrices in 4 bits (about a quarter of the VRAM), int8 = in 8 bits (half of it, closer "
                    "to the original); packed while the file is read, LoRAs work. A file that is packed already is "
-                   "taken as it is. original = as ComfyUI loads it. nf4_fitted = nf4 with the best scale searched for "
-                   "every block: the same size, 7 % closer, packed seven times as slowly.")
+                   "taken as it is. original = as ComfyUI loads it.")
 
 CACHE_TOOLTIP = ("keep = what was quantised is kept beside the model as <file>.<weights>.videomemory and "
                  "read from there the next time; made anew when the model file changes. off = nothing is written.")

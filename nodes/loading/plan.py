@@ -70,7 +70,7 @@ def _reason_to_keep(name: str, header: TensorHeader, family: Family, min_bytes: 
         return "norm, bias or modulation"
     if len(header.shape) > 2:
         return "convolution"
-    if form in ("nf4", "nf4_fitted") and header.shape[1] % 2:
+    if form == "nf4" and header.shape[1] % 2:
         return "odd number of columns"
     if 2 * torch.Size(header.shape).numel() < min_bytes:
         return f"smaller than {min_bytes / 1e6:.1f} MB"
