@@ -36,13 +36,14 @@ def without_kv(memory):
     return replace(memory, blocks=tuple(replace(block, kv=None) for block in memory.blocks))
 
 
-def watched(function):
-    """A MODEL that calls the function after every forward, with the clean estimate that came out."""
+def watched(after, before=lambda: None):
+    """A MODEL that calls these before every forward and after it, with the clean estimate that came out."""
     from comfy.patcher_extension import WrappersMP
 
     def wrapper(executor, *args, **kwargs):
+        before()
         out = executor(*args, **kwargs)
-        function(out)
+        after(out)
         return out
 
     patcher = model(16).clone()
@@ -96,17 +97,16 @@ def test_cancel_stops_before_the_next_forward(rebuilt, forward, placement, three
     import comfy.model_management as management
     from pack.nodes.memory.state import placed
 
-    made = []
+    begun = []
 
     def press_cancel(_):
-        made.append(0)
-        if len(made) == forward:
+        if len(begun) == forward:
             management.interrupt_current_processing(True)
 
     memory = placed(without_kv(three_chunks) if rebuilt else empty(FILM), placement)
     with pytest.raises(management.InterruptProcessingException):
-        sample(memory, patcher=watched(press_cancel))
-    assert len(made) == forward
+        sample(memory, patcher=watched(press_cancel, lambda: begun.append(0)))
+    assert len(begun) == forward
     assert not management.processing_interrupted()
 
 
