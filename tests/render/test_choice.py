@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pack.nodes.render.choice import Again, choose, short
 
@@ -110,6 +110,7 @@ def test_a_lost_take_is_made_again_as_it_was(folder):
     assert choices[3].seed == 11 and choices[3].fingerprint == folder.listed(3)[0]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mode=st.sampled_from(["only", "from"]), clip=st.integers(0, 5), stop=st.integers(0, 6), clips=st.integers(0, 6))
 def test_a_power_cut_at_any_clip_leads_to_the_same_film(mode, clip, stop, clips):
     """Also in a film that was not finished when the clip was made again."""

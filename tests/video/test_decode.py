@@ -60,7 +60,7 @@ def test_context_of_the_whole_film_changes_nothing(version, channels, random_vae
 
 @pytest.mark.comfy
 @pytest.mark.parametrize(("version", "channels"), [("2.1", 4), ("2.2", 6)])
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(latents=st.integers(1, 6), context=st.integers(0, 5), height=st.integers(1, 5), width=st.integers(1, 5),
        together=st.integers(1, 6), parked=st.booleans())
 def test_streamed_equals_whole_for_any_clip(version, channels, latents, context, height, width, together, parked,

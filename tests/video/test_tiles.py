@@ -48,7 +48,7 @@ def test_tiles_equal_the_whole_frame(version, channels, height, width, tile, ran
 
 @pytest.mark.comfy
 @pytest.mark.parametrize(("version", "channels"), [("2.1", 4), ("2.2", 6)])
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(height=st.integers(1, 13), width=st.integers(1, 13), across=st.integers(1, 4), latents=st.integers(1, 3),
        context=st.integers(0, 3), parked=st.booleans(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_any_tiles_of_any_clip_equal_the_whole_frame(version, channels, height, width, across, latents, context, parked,

@@ -1,0 +1,61 @@
+"""Digests of what Render Short hands to every Clip Sampler: equal for what samples the same, in any session."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.comfy
+
+
+def sampler(name: str, **options):
+    import comfy.samplers
+
+    return comfy.samplers.ksampler(name, options)
+
+
+def conditioning(seed: int, **extra) -> list:
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randn(1, 8, 64, generator=generator), {"pooled_output": torch.ones(1, 4), **extra}]]
+
+
+def test_equal_values_have_equal_keys_and_others_do_not():
+    from pack.nodes.render.bridge import value_key
+
+    values = {
+        "text": conditioning(1), "other text": conditioning(2), "strong text": conditioning(1, strength=2.0),
+        "picture": torch.rand(1, 8, 8, 3, generator=torch.Generator().manual_seed(0)), "cfg": 5.0, "other cfg": 5.5,
+        "sigmas": torch.tensor([1.0, 0.5, 0.0]), "half sigmas": torch.tensor([1.0, 0.5, 0.0]).bfloat16(),
+        "euler": sampler("euler"), "heun": sampler("heun"), "noisy euler": sampler("euler", s_noise=0.5), "none": None,
+    }
+    keys = {name: value_key(value) for name, value in values.items()}
+    assert len(set(keys.values())) == len(values)
+    assert {name: value_key(copy.deepcopy(value)) for name, value in values.items()} == keys
+
+
+def test_one_pixel_is_another_picture():
+    from pack.nodes.render.bridge import value_key
+
+    picture = torch.zeros(1, 80, 128, 3)
+    before = value_key(picture)
+    picture[0, 40, 60, 1] = 1 / 255
+    assert value_key(picture) != before
+
+
+def test_models_count_by_their_weights():
+    from pack.nodes.render.bridge import value_key
+
+    from ..sampling.latent_models import clip_vision, model
+
+    low, vision = model("i2v22"), clip_vision(1280)
+    assert value_key(low) == value_key(low.clone()) != value_key(model("ti2v"))
+    assert value_key(vision) == value_key(copy.copy(vision)) != value_key(clip_vision(1152))
+
+
+def test_keys_are_the_same_in_every_session():
+    """Written down once: a key that changes makes every film again. A sampler's holds names of ComfyUI's functions."""
+    from pack.nodes.render.bridge import value_key
+
+    assert value_key([[torch.arange(4.0), {"a": 1, "b": [True, None]}]]) == "6ef065832cfd2a203ba7ac640f3b8f58"
