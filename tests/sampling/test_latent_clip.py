@@ -43,17 +43,17 @@ def test_clips_join_as_the_decoder_sees_them(preset):
 
 def test_a_vae_that_core_decodes_gives_the_same_new_frames(monkeypatch):
     from pack.nodes.common.progress import SILENT
-    from pack.nodes.video import bridge
+    from pack.nodes.video import bridge_decode
 
     _, after, _ = sample("wan21_i2v_14b", memory_of("wan21_i2v_14b", overlap_latents=2), 3, start_image=picture(),
                          vae=vae(""))
     clip, _, _ = sample("wan21_i2v_14b", after, 3, vae=vae(""))
     found = []
-    for traits in (bridge.wan_decoder_traits, lambda _module: None):
-        monkeypatch.setattr(bridge, "wan_decoder_traits", traits)
+    for traits in (bridge_decode.wan_decoder_traits, lambda _module: None):
+        monkeypatch.setattr(bridge_decode, "wan_decoder_traits", traits)
         with torch.inference_mode():
-            found.append(torch.cat(list(bridge.decode_frames(vae(""), clip["samples"], clip["context_samples"], 0,
-                                                             SILENT))))
+            found.append(torch.cat(list(bridge_decode.decode_frames(vae(""), clip["samples"],
+                                                                    clip["context_samples"], 0, SILENT))))
     assert len(found[0]) == 12 and torch.allclose(*found, atol=1e-4)
 
 

@@ -36,7 +36,7 @@ def test_second_run_executes_nothing_and_a_new_text_only_the_later_clips(server,
 
 @pytest.mark.parametrize(("node", "steps", "safe"), [
     ("clip02_sample", 3, 2),  # in the middle of sampling: two clips are finished
-    ("clip02_save", 0, 3),  # in the middle of decoding: the third clip's samples are safe
+    ("clip02_save", 1, 3),  # in the middle of decoding: the third clip's samples are safe
 ])
 def test_film_goes_on_after_cancel(server, film, node, steps, safe):
     from pack.scripts.harness.film import run_name

@@ -18,6 +18,7 @@ FORGETS = [False, True]  # whether ComfyUI has to notice by itself that what it 
 def whole(server, workflow) -> tuple[dict, list[str]]:
     """A finished film and the digests of its clips."""
     prompt = make_film(server, workflow, "damaged")
+    forget(server)  # another module may have sampled the same clips
     executed, status = run_and_read(server, prompt)
     assert stage(executed, "sample") == list(range(CLIPS)) and status == f"0 reused, {CLIPS} generated."
     assert run(server, prompt) == []
