@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bitsandbytes.functional as functional
 import torch
 
 from .four_bit import NESTED_BLOCK_SIZE, FourBitWeight
@@ -10,6 +9,8 @@ from .four_bit import NESTED_BLOCK_SIZE, FourBitWeight
 
 def unpack(weight: FourBitWeight, dtype: torch.dtype) -> torch.Tensor:
     """The weight [rows, columns] in float32, float16 or bfloat16."""
+    import bitsandbytes.functional as functional  # optional
+
     nested = None
     if weight.nested_absmax is not None:
         nested = functional.QuantState(absmax=weight.nested_absmax, code=weight.nested_map,
