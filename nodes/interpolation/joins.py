@@ -4,7 +4,7 @@ A bad join is smoothed without adding or dropping time: over up to REACH frames 
 so that the picture covers the same distance in every step, and RIFE makes what lies between the clips' own frames.
 A repeated frame is passed in less than a step, a jump is spread over its neighbours; every frame of the film is still
 made of two real frames, once. The result is measured like the join was, and taken only when it is more even. Cuts are
-left alone; a join whose two frames have so little in common that what lies between would be a ghost of both is one.
+left alone; so is a join whose two frames have so little in common that what lies between would be a ghost of both.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ def joins_of(frame_counts: Sequence[int], cuts: Iterable[int] = ()) -> list[Join
 
 
 class Steps(NamedTuple):
-    """How far the picture moves from each frame around a join to the next. first: the first frame's index."""
+    """How far the picture moves from each frame around a join to the next. first: the first frame's index. ghosting: at
+    the join, see seams.Moved."""
 
     first: int
     before: list[float]
     at_join: float
     behind: list[float]
+    ghosting: float
 
     @property
     def around(self) -> list[float]:
@@ -109,11 +111,11 @@ class EvenJoins(Straight):
         return max(join.before, join.start - reach, self.span.last)
 
     def _pass(self, join: Join, window: FrameWindow) -> None:
-        if _is_cut(join, window, self.motion):
+        steps = None if _is_cut(join, window) else _steps(join, window, self.motion)
+        if steps is None or steps.ghosting > GHOSTS:
             self.cuts.add(join.start)
             self.seams.append(Seam(join.clip, None, None, "cut"))
             return
-        steps = _steps(join, window, self.motion)
         score = seam_score(steps.at_join, steps.around)
         is_bad = not is_even(score) and stands_out(steps.at_join, steps.before, steps.behind)
         seam = Seam(join.clip, score, score, "left" if is_bad else "even")
@@ -167,7 +169,7 @@ def faded(frames: Iterable[torch.Tensor], joins: Sequence[Join], motion: Motion,
 
 def _fade(join: Join, first: int, window: FrameWindow, motion: Motion, seams: list[Seam]) -> list[torch.Tensor]:
     """The frames from `first` on that replace the clips' own; none at a cut."""
-    if _is_cut(join, window, motion):
+    if _is_cut(join, window):
         seams.append(Seam(join.clip, None, None, "cut"))
         return []
     last = min(join.end, join.start + REACH)
@@ -184,17 +186,16 @@ def _fade(join: Join, first: int, window: FrameWindow, motion: Motion, seams: li
     return mixed
 
 
-def _is_cut(join: Join, window: FrameWindow, motion: Motion) -> bool:
-    """True where a new shot is known to begin, where it is seen, or where in-between frames would be ghosts of both."""
-    pair = window[join.start - 1], window[join.start]
-    return join.is_cut or is_hard_cut(*pair) or motion(*pair).ghosting > GHOSTS
+def _is_cut(join: Join, window: FrameWindow) -> bool:
+    """True where a new shot is known to begin, or is seen to."""
+    return join.is_cut or is_hard_cut(window[join.start - 1], window[join.start])
 
 
 def _steps(join: Join, window: FrameWindow, motion: Motion) -> Steps:
     first, last = max(join.before, join.start - 1 - REACH), min(join.end - 2, join.start - 1 + REACH)
-    moved = [motion(window[index], window[index + 1]).distance for index in range(first, last + 1)]
-    middle = join.start - 1 - first
-    return Steps(first, moved[:middle], moved[middle], moved[middle + 1 :])
+    moved = [motion(window[index], window[index + 1]) for index in range(first, last + 1)]
+    distances, middle = [each.distance for each in moved], join.start - 1 - first
+    return Steps(first, distances[:middle], distances[middle], distances[middle + 1 :], moved[middle].ghosting)
 
 
 def _between(window: FrameWindow, place: float) -> torch.Tensor:

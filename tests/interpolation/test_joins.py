@@ -208,6 +208,13 @@ def test_fades_of_any_clips_keep_every_frame(lengths):
     assert where(made[0]) <= 10 and where(made[-1]) >= 10 * len(frames) - 20
 
 
+def test_a_fade_is_for_joins_with_little_in_common_too(monkeypatch):
+    monkeypatch.setattr(Exact, "ghosting", GHOSTS + 1)
+    seams: list[Seam] = []
+    list(faded((at(p) for p in [*STEADY, *(80.0 + p for p in STEADY)]), joins_of([8, 8]), Exact().motion, seams))
+    assert seams[0].what == "faded"
+
+
 def test_a_cut_is_not_faded():
     clips = [STEADY, [700.0 + position for position in STEADY]]
     seams: list[Seam] = []
