@@ -11,7 +11,7 @@ import torch
 
 from ..common.progress import SILENT, Progress
 from . import formats, fp8
-from .bridge import check_weights, is_packed, load_packed, refuse_as_original
+from .bridge import check_weights, is_packed, load_diffusion_model, load_packed, refuse_as_original
 from .codecs import is_part_of_stored
 from .files import open_tensors
 from .plan import MIN_BYTES
@@ -37,7 +37,11 @@ def load_checkpoint(path: str, weights: str = "nf4", min_bytes: int = MIN_BYTES,
     Only the diffusion model is packed: the others run once per film. embeddings: folders of textual inversions.
     """
     check_weights(weights)
-    if weights == "original" and not is_packed(path):
+    checkpoint = formats.recognise(path, formats.DIFFUSION_MODELS)
+    if checkpoint is not None and not any(header.key.startswith(ALL_IN_ONE) for header in checkpoint.tensors.values()):
+        model, report = load_diffusion_model(path, weights, min_bytes, progress, cache)
+        parts = Parts(model, None, comfy.sd.VAE(sd={}), None)
+    elif weights == "original" and not is_packed(path):
         refuse_as_original(path)
         parts = Parts(*comfy.sd.load_checkpoint_guess_config(
             path, output_clipvision=True, embedding_directory=embeddings)[:4])
@@ -56,8 +60,6 @@ def _load_others(checkpoint: formats.Checkpoint, embeddings: list[str] | None) -
     model = {header.key: torch.empty(header.shape, dtype=checkpoint.dtype, device="meta")
              for name, header in tensors.items() if not is_part_of_stored(tensors, name)
              and not fp8.is_part(tensors, name)}
-    if not any(key.startswith(ALL_IN_ONE) for key in model):
-        return None, comfy.sd.VAE(sd={}), None
     own = {header.key for header in tensors.values()}
     with open_tensors(checkpoint.path) as file:
         others = {key: file.get(key) for key in file.headers if key not in own}

@@ -20,7 +20,7 @@ DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 SCALES = (".scale_weight", ".weight_scale")
 UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
 MARKER = "scaled_fp8"
-_CHUNK_VALUES = 1 << 24
+_CHUNK_VALUES = 1 << 21
 
 
 def scale_of(tensors: Mapping[str, TensorHeader], name: str) -> str | None:
@@ -44,8 +44,8 @@ def check(tensors: Mapping[str, TensorHeader], name: str, file: str) -> None:
     if header.dtype in (torch.int8, torch.uint8) and name.endswith(".weight"):
         got = f"{name} in {dtype_name(header.dtype)} of another quantiser"
     elif header.dtype in DTYPES and scale is not None:
-        shape = tensors[scale].shape
-        if torch.Size(shape).numel() != 1 and shape not in ((header.shape[0],), (header.shape[0], 1)):
+        shape, rows = tensors[scale].shape, header.shape[:1]
+        if torch.Size(shape).numel() != 1 and shape not in (rows, (*rows, 1)):
             got = f"{name} with scales of shape {list(shape)}"
     if got is not None:
         raise ValueError(message(
@@ -59,12 +59,13 @@ def to_numbers(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dt
 
     scale: one number, or one per row.
     """
-    if scale is None:
+    if scale is None or not weight.numel():
         return weight.to(dtype)
-    scale = scale.to(weight.device, torch.float32).reshape(-1, *[1] * (weight.ndim - 1))  # [1 or rows, 1, ...]
-    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    rows = max(1, _CHUNK_VALUES // max(1, weight[0].numel()))
-    for start in range(0, weight.shape[0], rows):
-        part = slice(start, start + rows)
-        out[part] = weight[part].float() * (scale[part] if scale.shape[0] > 1 else scale)
-    return out
+    rows = weight.reshape(weight.shape[0] if weight.ndim else 1, -1)
+    factors = scale.to(weight.device, torch.float32).reshape(-1, 1).expand(rows.shape[0], 1)
+    out = torch.empty(rows.shape, dtype=dtype, device=weight.device)
+    step = max(1, _CHUNK_VALUES // rows.shape[1])
+    for start in range(0, rows.shape[0], step):
+        part = slice(start, start + step)
+        out[part] = rows[part].float() * factors[part]
+    return out.reshape(weight.shape)

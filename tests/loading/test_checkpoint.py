@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from .diffusers_weights import state_of
+from .test_diffusers import SHAPES
 from .tiny_models import output, random_state
 
 pytestmark = pytest.mark.comfy
@@ -130,10 +132,14 @@ def test_absent_parts_are_said_and_the_vae_says_so_itself(bridge: ModuleType, tm
 
 
 def test_a_diffusion_model_alone_loads_without_the_others(bridge: ModuleType, tmp_path: Path) -> None:
-    save_file(random_state("ltx"), tmp_path / "ltx.safetensors")
-    parts, report = bridge.load_checkpoint(str(tmp_path / "ltx.safetensors"), "nf4", min_bytes=0)
-    assert parts.clip is None and parts.clip_vision is None and parts.vae.first_stage_model is None
-    assert report.count("none in the file") == 3 and "NF4: " in report
+    for name, state in (("plain", random_state("ltx")), ("diffusers", state_of(SHAPES["ltx"]))):
+        path = tmp_path / f"{name}.safetensors"
+        save_file(state, path)
+        for weights, line in (("nf4", "NF4: "), ("original", "loaded as it is")):
+            parts, report = bridge.load_checkpoint(str(path), weights, min_bytes=0)
+            assert parts.clip is None and parts.clip_vision is None and parts.vae.first_stage_model is None
+            assert report.count("none in the file") == 3 and line in report
+            assert len(parts.model.model.diffusion_model.transformer_blocks) == 2
 
 
 def test_original_is_cores_own_loading(bridge: ModuleType, tmp_path: Path) -> None:

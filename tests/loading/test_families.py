@@ -139,3 +139,14 @@ def test_full_size_models_are_placed_and_planned_by_their_header(kind: str) -> N
     assert (forms.count("nf4"), forms.count("int8")) == (four_bit, eight_bit)
     packed = sum(CODECS[form].packed_bytes(*headers[name].shape) for name, form in plan.quantize.items())
     assert (packed + sum(headers[name].bytes for name in plan.keep)) / 1e9 == pytest.approx(gigabytes, abs=0.006)
+
+
+@pytest.mark.parametrize("kind", ["hunyuan", "ltx", "sd15"])
+def test_a_saved_model_loads_as_the_same_model(bridge: ModuleType, tmp_path: Path, kind: str) -> None:
+    from pack.nodes.loading.bridge_save import save_model
+
+    model, _ = bridge.load_diffusion_model(str(write(tmp_path, kind)), "nf4", min_bytes=0)
+    save_model(model, tmp_path / "saved.safetensors")
+    again, report = bridge.load_diffusion_model(str(tmp_path / "saved.safetensors"), "nf4", min_bytes=0)
+    assert torch.equal(output(kind, again), output(kind, model)) and "NF4 already in the file: " in report
+    assert ("int8 already in the file: 3 weights" in report) == (kind == "hunyuan")

@@ -118,6 +118,13 @@ def test_large_weights_are_unpacked_in_parts_of_rows(monkeypatch: pytest.MonkeyP
         assert torch.equal(fp8.to_numbers(weight, factor, torch.float32), expected)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (0, 4), (4, 0), (2, 3, 1, 2, 2)], ids=str)
+def test_tensors_of_every_shape_are_unpacked(shape: tuple[int, ...]) -> None:
+    weight, scale = torch.randn(shape).to(E4), torch.tensor(0.5)
+    assert torch.equal(fp8.to_numbers(weight, scale, torch.float32), weight.float() * 0.5)
+    assert torch.equal(fp8.to_numbers(weight, None, torch.float16), weight.half())
+
+
 @pytest.mark.parametrize(("changes", "text"), [
     ({f"{NAME}.weight": torch.zeros(4, 4, dtype=torch.int8), f"{NAME}.weight_scale": torch.ones(4, 1)},
      r"blocks.0.ffn.0.weight in int8 of another quantiser"),
@@ -125,6 +132,8 @@ def test_large_weights_are_unpacked_in_parts_of_rows(monkeypatch: pytest.MonkeyP
      r"blocks.0.ffn.0.weight in uint8 of another quantiser"),
     ({f"{NAME}.weight": torch.zeros(4, 4).to(E4), f"{NAME}.weight_scale": torch.ones(2, 2)},
      r"blocks.0.ffn.0.weight with scales of shape \[2, 2\]"),
+    ({f"{NAME}.weight": torch.zeros(()).to(E4), f"{NAME}.scale_weight": torch.ones(2)},
+     r"blocks.0.ffn.0.weight with scales of shape \[2\]"),
 ])
 def test_other_packed_forms_are_refused_by_the_header(tmp_path: Path, changes: dict, text: str) -> None:
     markers = {marker: torch.zeros(2, 2) for marker in formats.DIFFUSION_MODELS[0].markers}

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 MEASURE = """
 import pathlib, re, sys, types
-root, path, cache = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "cache"
+root, path, form, cache = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "cache"
 for name, folder in (("pack", root), ("pack.nodes", root / "nodes")):
     sys.modules[name] = module = types.ModuleType(name)
     module.__path__ = [str(folder)]
@@ -23,7 +23,7 @@ from pack.nodes.loading.plan import plan_layers
 with files.open_tensors(path) as file:
     headers = dict(file.headers)
 checkpoint = formats.Checkpoint(pathlib.Path(path), families.WAN, headers, {})
-plan = plan_layers(checkpoint)
+plan = plan_layers(checkpoint, weights=form)
 nf4.quantize(torch.randn(512, 512))
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
@@ -37,15 +37,32 @@ print(len(plan.quantize), sum(t.nbytes for t in state.values()),
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak RAM is read from /proc")
-@pytest.mark.parametrize("cache", ["off", "cache"])
-def test_quantising_holds_the_result_and_one_tensor(tmp_path: Path, cache: str) -> None:
-    path = tmp_path / "big.safetensors"
-    save_file({f"blocks.{i}.ffn.0.weight": torch.full((2048, 4096), 0.01 * i, dtype=torch.bfloat16)
-               for i in range(1, 17)}, path)
+@pytest.mark.parametrize(("source", "form", "cache"), [
+    ("bf16", "nf4", "off"), ("bf16", "nf4", "cache"), ("bf16", "int8", "off"), ("scaled fp8", "nf4", "off"),
+    ("sharded bf16", "nf4", "off")])
+def test_quantising_holds_the_result_and_one_tensor(tmp_path: Path, source: str, form: str, cache: str) -> None:
+    path, count = write(tmp_path, source)
     root = Path(__file__).parents[2]
-    result = subprocess.run([sys.executable, "-c", MEASURE, str(root), str(path), cache], capture_output=True,
+    result = subprocess.run([sys.executable, "-c", MEASURE, str(root), str(path), form, cache], capture_output=True,
                             text=True, check=True)
     quantized, result_bytes, grown = map(int, result.stdout.split())
     assert grown > result_bytes / 2, grown  # or nothing was measured
-    assert quantized == 16 and path.stat().st_size > 3.5 * result_bytes
-    assert grown < result_bytes + 100e6  # one tensor is 17 MB; the file is 268 MB
+    size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert quantized == count and size > {"nf4": 3.5, "int8": 1.9}[form] * result_bytes / (2 if "fp8" in source else 1)
+    assert grown < result_bytes + 100e6 < size  # one tensor is 17 MB, the files are 268 MB or more
+
+
+def write(folder: Path, source: str) -> tuple[Path, int]:
+    """Files of 2048 x 4096 weights, 268 MB, and how many weights these are."""
+    count = 32 if source == "scaled fp8" else 16
+    state = {f"blocks.{i}.ffn.0.weight": torch.full((2048, 4096), 0.01 * i, dtype=torch.bfloat16)
+             for i in range(1, 1 + count)}
+    if source == "scaled fp8":
+        state = {name: weight.to(torch.float8_e4m3fn) for name, weight in state.items()}
+        state |= {name.replace(".weight", ".scale_weight"): torch.tensor(0.5) for name in state}
+    names, parts = list(state), 4 if source == "sharded bf16" else 1
+    for part in range(parts):
+        mine = names[part * len(names) // parts:(part + 1) * len(names) // parts]
+        save_file({name: state[name] for name in mine},
+                  folder / (f"big-{part + 1:05}-of-{parts:05}.safetensors" if parts > 1 else "big.safetensors"))
+    return folder / ("big-00001-of-00004.safetensors" if parts > 1 else "big.safetensors"), count
