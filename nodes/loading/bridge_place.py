@@ -74,11 +74,11 @@ def refuse_unplaced(place: Any, checkpoint: Checkpoint) -> None:
 
 
 def expected_tensors(inner: torch.nn.Module) -> tuple[set[str], dict[str, tuple[int, ...]]]:
-    """The names of the weights of linear layers, and the shape of everything that the model is made of.
+    """The names of the weights of linear layers, and the shape of everything that a file must bring.
 
-    inner: built with QuantOperations.
+    inner: built with QuantOperations. Buffers are left out: the model makes them itself where a file has none.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in inner.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in inner.named_parameters()}
     linears = {}
     for name, module in inner.named_modules():
         if isinstance(module, QuantLinear):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from .tiny_models import MODELS, core_model, output, write
 
@@ -65,6 +65,17 @@ def test_packed_model_equals_cores_of_its_unpacked_weights(bridge: ModuleType, t
     assert torch.isfinite(ours).all() and relative(ours, theirs) < 1e-4
     original = output(kind, bridge.load_diffusion_model(str(path), "original")[0])
     assert relative(ours, original.float()) > 1e-4  # it is packed
+
+
+def test_buffers_that_a_file_leaves_out_are_made_by_the_model(bridge: ModuleType, tmp_path: Path) -> None:
+    path = write(tmp_path, "wan_animate")
+    state = load_file(path)
+    kernels = [name for name in state if name.endswith(".kernel")]
+    made = dict(core_model("wan_animate").named_buffers())
+    save_file({name: tensor for name, tensor in state.items() if name not in kernels}, path)
+    model, _ = bridge.load_diffusion_model(str(path), "nf4", min_bytes=0)
+    loaded = model.model.diffusion_model.state_dict()
+    assert kernels and all(torch.equal(loaded[name], made[name]) for name in kernels)
 
 
 # kind, then what every tensor of the file must be kept for or packed to: {line of the report: one of its names}
