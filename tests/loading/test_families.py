@@ -161,3 +161,25 @@ def test_a_saved_model_loads_as_the_same_model(bridge: ModuleType, tmp_path: Pat
     again, report = bridge.load_diffusion_model(str(tmp_path / "saved.safetensors"), "nf4", min_bytes=0)
     assert torch.equal(output(kind, again), output(kind, model)) and "NF4 already in the file: " in report
     assert ("int8 already in the file: 3 weights" in report) == (kind == "hunyuan")
+
+
+@pytest.mark.parametrize("kind", ["hunyuan", "hunyuan_15", "ltx", "sd15"])
+def test_a_lora_on_packed_weights_is_that_on_the_unpacked_ones(bridge: ModuleType, tmp_path: Path, kind: str) -> None:
+    import comfy.model_management
+    import comfy.sd
+
+    path = write(tmp_path, kind)
+    plan, generator, lora = plan_of(path, "nf4"), torch.Generator().manual_seed(3), {}
+    for name, weight in load_file(path).items():
+        if name in plan.quantize:
+            key = f"diffusion_model.{name.removesuffix('.weight')}"
+            lora[f"{key}.lora_A.weight"] = torch.randn(2, weight.shape[1], generator=generator) * 0.05
+            lora[f"{key}.lora_B.weight"] = torch.randn(weight.shape[0], 2, generator=generator)
+    plain, outputs = unpacked(path, "nf4"), []
+    for model in (bridge.load_diffusion_model(str(path), "nf4", min_bytes=0)[0], plain):
+        patched = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+        assert len(patched.patches) == len(plan.quantize)
+        comfy.model_management.load_models_gpu([patched])
+        outputs.append(output(kind, patched))
+        patched.unpatch_model(torch.device("cpu"))
+    assert relative(*outputs) < 1e-3 < relative(outputs[1], output(kind, plain))
