@@ -36,6 +36,9 @@ ROTATION_BYTES = 1024 + 1024  # per token: the float32 rotation table, [64, 2, 2
 # Peak of live values per decoded pixel and per base channel of the decoder, workspaces included, measured; the caches
 # of the causal convolutions (1784 values per pixel for Wan 2.2, 2365 for Wan 2.1, traced) are part of it.
 DECODE_VALUES = {"wan21": 5400 / 96, "wan22": 5240 / 160}
+# Of those, what caches that rest in RAM no longer take (traced on whole frames and tiles, the least), and all of them.
+PARKED_VALUES = {"wan21": 1900 / 96, "wan22": 1300 / 160}
+CACHE_VALUES = {"wan21": 2365 / 96, "wan22": 1784 / 160}
 MIDDLE_CHANNELS = {"wan21": 4, "wan22": 6.4}  # of the decoder's middle block, per base channel
 TILE_MARGIN = {"wan21": 20, "wan22": 40}  # pixels around a tile that its dearest layers compute too
 VACE_HIDDEN = 3  # hidden states that VACE's side blocks keep beside the forward: their stream, its skip, the embedding
@@ -68,6 +71,7 @@ class Job:
     spec: MemorySpec
     decode_tile_px: int = 0
     interpolation_batch: int = 1
+    decode_parked: bool = False  # the decoder's caches rest in RAM
 
     @property
     def is_latent(self) -> bool:
@@ -113,17 +117,19 @@ def sampling_cost(job: Job) -> PhaseCost:
 def decode_cost(job: Job) -> PhaseCost:
     """Weights and one call of the streaming decoder, on whole frames or a tile with its margin.
 
-    Tiled, RAM holds the clip's frames and the middle block's output.
+    Tiled, RAM holds the clip's frames and the middle block's output; parked, the decoder's caches too.
 
     Disk: what Save Clip writes, the memory after the clip (its K/V too), the latents and the frames.
     """
     vae, pixels = job.vae, _decoded_side(job, job.width) * _decoded_side(job, job.height)
-    vram = vae.weight_bytes + int(DECODE_VALUES[vae.kind] * vae.dim * pixels * vae.dtype_bytes)
+    per_channel = DECODE_VALUES[vae.kind] - (PARKED_VALUES[vae.kind] if job.decode_parked else 0)
+    vram = vae.weight_bytes + int(per_channel * vae.dim * pixels * vae.dtype_bytes)
+    parked = int(CACHE_VALUES[vae.kind] * vae.dim * pixels * vae.dtype_bytes) if job.decode_parked else 0
     frames = frame_count(job.clip_latents, CONTEXT_LATENTS)
     area = job.width * job.height
     buffer = _tiled_ram_bytes(job, frames) if job.decode_tile_px else 0
     memory = kept_bytes(job)
-    ram = memory + buffer + 2 * TEMPORAL_STRIDE * 3 * area * FLOAT32
+    ram = memory + buffer + parked + 2 * TEMPORAL_STRIDE * 3 * area * FLOAT32
     return PhaseCost("decode", vram, ram, int(frames * area * FFV1_BYTES_PER_PIXEL) + latents_bytes(job) + memory)
 
 

@@ -79,7 +79,8 @@ def make_plan(facts: ModelFacts, vae: VaeFacts, width: int, height: int, clip_s:
     job = chosen.job if profile in TAKEN_UNASKED else _with_batch(chosen.job, budget)
     way = [(step, rungs[i].job) for i, step in enumerate(chosen.steps, 1)]
     return RenderPlan(*size, job.clip_latents, job.spec, job.decode_tile_px, job.interpolation_batch,
-                      budget.vram_bytes, phase_costs(job), decisions(start, way, job, (width, height), clip_s))
+                      budget.vram_bytes, phase_costs(job), decisions(start, way, job, (width, height), clip_s),
+                      job.decode_parked)
 
 
 def check_budget_gb(budget_gb: float) -> None:
@@ -165,12 +166,22 @@ def _first_that_fits(rungs: tuple[Rung, ...], profile: str, budget: Budget) -> R
     unasked = TAKEN_UNASKED.get(profile, ())
     first = max((i for i, rung in enumerate(rungs) if set(rung.steps) <= set(unasked)), default=0)
     for rung in rungs[first:]:
-        tiles = tiles_for(rung.job)
-        for tile in tiles[-1:] if unasked else tiles:
-            job = replace(rung.job, decode_tile_px=tile)
+        for tile, parked in _decode_ways(rung.job, bool(unasked), budget.unified):
+            job = replace(rung.job, decode_tile_px=tile, decode_parked=parked)
             if fits(job, budget):
                 return replace(rung, job=job)
     return None
+
+
+def _decode_ways(job: Job, is_least: bool, unified: bool) -> list[tuple[int, bool]]:
+    """(tile, whether the decoder's caches rest in RAM), the fastest first: tiles cost less time than the way to RAM.
+
+    is_least: only what takes the least VRAM. unified: VRAM is RAM, and nothing is gained by the way to it.
+    """
+    tiles = tiles_for(job)
+    if is_least:
+        return [(tiles[-1], not unified)]
+    return [(tile, parked) for parked in (False, True)[: 1 if unified else 2] for tile in tiles]
 
 
 def _with_batch(job: Job, budget: Budget) -> Job:
@@ -218,7 +229,8 @@ def _is_cheaper(job: Job, than: Job) -> bool:
 
 def _refusal(smallest: Job, profile: str, pinned: frozenset[str], budget: Budget) -> str:
     """Why nothing fits: the phase that misses most at the end of the ladder, and a size that would fit."""
-    smallest = replace(smallest, decode_tile_px=tiles_for(smallest)[-1])
+    tile, parked = _decode_ways(smallest, True, budget.unified)[0]
+    smallest = replace(smallest, decode_tile_px=tile, decode_parked=parked)
     worst = max(phase_costs(smallest), key=lambda cost: missing_bytes(cost, budget))
     needs = [f"{gb(size)} of {kind}" for kind, size in
              (("VRAM", worst.vram_bytes), ("RAM", worst.ram_bytes), ("disk", worst.disk_bytes)) if size]

@@ -77,10 +77,16 @@ def _rounded_clip(start: Job, asked_s: float) -> list[str]:
 
 
 def _tiling(chosen: Job) -> list[str]:
-    if not chosen.decode_tile_px:
-        return []
-    saved = decode_cost(replace(chosen, decode_tile_px=0)).vram_bytes - decode_cost(chosen).vram_bytes
-    return [f"Frames decoded in tiles of up to {chosen.decode_tile_px} pixels: saves {gb(saved)} of VRAM, no seam."]
+    sentences, without = [], replace(chosen, decode_parked=False)
+    if chosen.decode_tile_px:
+        saved = decode_cost(replace(without, decode_tile_px=0)).vram_bytes - decode_cost(without).vram_bytes
+        sentences.append(f"Frames decoded in tiles of up to {chosen.decode_tile_px} pixels: saves {gb(saved)} of VRAM, "
+                         "no seam.")
+    if chosen.decode_parked:
+        saved = decode_cost(without).vram_bytes - decode_cost(chosen).vram_bytes
+        sentences.append(f"The decoder's caches rest in RAM: saves {gb(saved)} of VRAM, costs some time, changes no "
+                         "pixel.")
+    return sentences
 
 
 def _concessions(start: Job, way: Sequence[tuple[str, Job]]) -> list[str]:

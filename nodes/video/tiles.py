@@ -142,7 +142,7 @@ def _decode_tile(vae: torch.nn.Module, traits: WanDecoderTraits, middle: list[to
     last = _Crop(*(_within(axis[-1], axis[-2][0]) for axis in spans))
     (top, bottom), (left, right) = spans[0][0], spans[1][0]
     caches = new_caches(traits.cache_slots + 1, parked)  # and the pass-through's
-    for start, stop in calls_of(film.shape[2], traits, (bottom - top) * (right - left)):
+    for start, stop in calls_of(film.shape[2], traits, film.shape[3] * film.shape[4]):  # a small tile saves VRAM
         check_cancel()
         piece = torch.cat([part[..., top:bottom, left:right] for part in middle[start:stop]], dim=2).to(film)
         options = {"first_chunk": True} if traits.marks_first and start == 0 else {}

@@ -174,18 +174,20 @@ def test_decoder_keeps_less_alive_than_predicted(kind):
 
 
 @pytest.mark.parametrize("kind", ["wan21", "wan22"])
+@pytest.mark.parametrize("parked", [False, True])
 @pytest.mark.parametrize(("width", "height", "tile"), [(1280, 704, 512), (1280, 704, 256), (1920, 1088, 384)])
-def test_tiles_keep_less_alive_than_predicted(kind, width, height, tile):
+def test_tiles_keep_less_alive_than_predicted(kind, width, height, tile, parked):
     from pack.nodes.video.tiles import stream_decode_tiled
 
     model, dim, latents = decoder(kind, width, height)
     live = LiveBytes([*model.parameters()])
     with live:
-        for _ in stream_decode_tiled(model, latents, None, tile // STRIDES[kind]):
+        for _ in stream_decode_tiled(model, latents, None, tile // STRIDES[kind], parked=parked):
             pass
     spec = MemorySpec("longlive_2", 24, 8, 8, 16)
     facts = job_of("ti2v_5b", spec).facts
-    job = Job(facts, VaeFacts(kind, dim, STRIDES[kind], 0, 2), width, height, 8, spec, decode_tile_px=tile)
+    job = Job(facts, VaeFacts(kind, dim, STRIDES[kind], 0, 2), width, height, 8, spec, decode_tile_px=tile,
+              decode_parked=parked)
     assert live.peak < decode_cost(job).vram_bytes < 2 * live.peak
 
 

@@ -9,7 +9,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pack.nodes.budget.cost_model import Job, VaeFacts, phase_costs
+from pack.nodes.budget import planner
+from pack.nodes.budget.cost_model import Job, VaeFacts, decode_cost, phase_costs
 from pack.nodes.budget.planner import (
     PROFILES,
     TILES_PX,
@@ -54,7 +55,7 @@ def steps_taken(plan, asked: MemorySpec, clip_latents: int) -> int:
             + (plan.spec.placement != asked.placement)
             + (asked.window_latents - plan.spec.window_latents) // asked.chunk_latents
             + (clip_latents - plan.clip_latents) // asked.chunk_latents
-            + bool(plan.decode_tile_px))
+            + bool(plan.decode_tile_px) + plan.decode_caches_in_ram)
 
 
 # design.md, section 8: NF4 weights of 3.0 GB on a 12 GB card that drives a desktop.
@@ -158,8 +159,21 @@ def test_profiles_give_up_different_things_when_short_of_vram(profile, spec):
     assert (plan.spec.precision, plan.spec.placement, plan.spec.window_latents) == spec
 
 
+def test_caches_of_the_decoder_go_to_ram_only_where_the_smallest_tile_is_not_enough():
+    job = Job(NF4_5B, WAN22_VAE, 1280, 704, 24, spec_5b(4.0))
+    ways = planner._decode_ways(job, False, False)
+    assert ways == [(tile, parked) for parked in (False, True) for tile in TILES_PX]
+    peaks = {way: decode_cost(replace(job, decode_tile_px=way[0], decode_parked=way[1])) for way in ways}
+    for tile in TILES_PX:
+        held, parked = peaks[tile, False], peaks[tile, True]
+        assert parked.vram_bytes < held.vram_bytes and parked.ram_bytes > held.ram_bytes
+    assert planner._decode_ways(job, False, True) == [(tile, False) for tile in TILES_PX]  # on a CPU nothing is gained
+
+
 def test_minimum_vram_takes_the_least_even_when_there_is_plenty():
     plan = plan_5b(card(100), profile="minimum_vram")
+    assert plan.decode_caches_in_ram
+    assert sum("decoder's caches rest in RAM: saves" in sentence for sentence in plan.decisions) == 1
     assert (plan.spec.precision, plan.spec.placement, plan.decode_tile_px, plan.interpolation_batch) == (
         "4bit", "ram", 256, 1)
     assert plan.spec.window_latents == 24
