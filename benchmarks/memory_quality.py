@@ -62,6 +62,7 @@ ROWS = {
     "int8": Row({"precision": "int8"}),
     "4-bit": Row({"precision": "4bit"}),
     "4-bit, NF4 weights": Row({"precision": "4bit"}, weights="nf4"),
+    "4-bit, NF4 with int8 weights": Row({"precision": "4bit"}, weights="nf4_int8"),
     "saved and loaded": Row(saves="kv"),
     "saved without K/V": Row(saves="latents"),
     "recache": Row({"prompt_change": "recache"}),
@@ -118,7 +119,7 @@ def judge(frames: torch.Tensor, film: Film, is_away: bool) -> list[bool]:
     return [bool(seen.body == body), bool(seen.hat == hat), bool(seen.shape == shape)]
 
 
-def film_judge(comfyui: Path, scratch: Path, kinds: tuple[str, ...] = ("original", "nf4"),
+def film_judge(comfyui: Path, scratch: Path, kinds: tuple[str, ...] = ("original", "nf4", "nf4_int8"),
                ) -> Callable[[Row, int], list[list[bool]]]:
     """`measure(row, seed)` -> [clips][body, hat, shape], made by the pack's own code inside this ComfyUI.
 

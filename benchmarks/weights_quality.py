@@ -22,8 +22,8 @@ from identity import device_name
 from memory_quality import PARTS, Row, difference, film_judge, wilson
 
 CLIPS = 4
-KINDS = ("original", "nf4", "int8")
-AIMS = {"nf4": -0.02, "int8": -0.01}  # at most so much less identity than with original weights
+KINDS = ("original", "nf4", "nf4_int8", "int8")
+AIMS = {"nf4": -0.02, "nf4_int8": -0.02, "int8": -0.01}  # at most so much less identity than with original weights
 
 
 def main() -> None:

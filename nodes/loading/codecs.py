@@ -11,8 +11,9 @@ from typing import Any
 from . import fp4, int8, nf4
 
 CODECS: dict[str, Any] = {"nf4": nf4, "int8": int8, "fp4": fp4}
-TITLES = {"nf4": "NF4", "int8": "int8", "fp4": "FP4"}  # as reports write them
-WEIGHTS = ("nf4", "int8", "original")  # what a loader offers
+TITLES = {"nf4": "NF4", "int8": "int8", "fp4": "FP4", "nf4_int8": "NF4 with int8"}  # as reports write them
+WEIGHTS = ("nf4", "int8", "original", "nf4_int8")  # what a loader offers
+MIXED = "nf4_int8"  # NF4, but int8 for the layers that a family calls mixed and late
 
 
 def stored_form(keys: Any, name: str) -> str | None:

@@ -2,7 +2,10 @@
 
 A file's own name says nothing. `keep` lists what every token passes through once: errors there never average out.
 `fine` lists modulations that are a quarter of the model: they take 8 bits where the rest takes 4. Norms, biases,
-convolutions and everything under 1 MB stay without being listed. Sources: the modules of ComfyUI's model classes.
+convolutions and everything under 1 MB stay without being listed. `mixed` and `late` list what takes 8 bits when a mix
+is asked for: what attention hands on, everywhere, and feed-forward layers in the later half of the blocks, whose errors
+nothing after them evens out (chosen by the error of a Wan model's output, benchmarks/weights_quality.py; the mixes of
+llama.cpp single out the same layers). Sources of the names: the modules of ComfyUI's model classes.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ class Family:
     """A kind of checkpoint.
 
     markers: the names that prove it. absent: names that disprove it. columns: the length of a marker's last dimension,
-    where names alone do not tell. keep, fine: (part of a name, reason). ignore: beginnings of names that ComfyUI's
-    model class has no place for.
+    where names alone do not tell. keep, fine: (part of a name, reason). mixed, late: patterns of names. ignore:
+    beginnings of names that ComfyUI's model class has no place for.
     """
 
     title: str
@@ -26,6 +29,8 @@ class Family:
     keep: tuple[tuple[str, str], ...]
     ignore: tuple[str, ...] = ()
     fine: tuple[tuple[str, str], ...] = ()
+    mixed: str = "(?!)"  # no name
+    late: str = "(?!)"
     absent: tuple[str, ...] = ()
     columns: Mapping[str, int] = field(default_factory=dict)
 
@@ -35,7 +40,7 @@ WAN = Family(
     (("embedding", "embedding"), ("img_emb", "embedding"), ("audio_proj", "embedding"), ("time_projection",
      "time modulation"), ("casual_audio_encoder", "audio encoder"), ("motion_encoder", "face encoder"),
      ("face_encoder", "face encoder"), ("trainable_cond_mask", "embedding"), ("head.", "output head")),
-    fine=(("injector_adain_layers", "audio modulation"),))
+    fine=(("injector_adain_layers", "audio modulation"),), mixed=r"self_attn\.[vo]\.", late=r"\.ffn\.")
 
 _HUNYUAN = ("txt_in.individual_token_refiner.blocks.0.norm1.weight", "img_in.proj.weight", "final_layer.linear.weight")
 _HUNYUAN_KEEP = (
@@ -44,9 +49,10 @@ _HUNYUAN_KEEP = (
         "vector_in", "guidance_in", "byt5_in", "vision_in", "cond_type_embedding")),
     ("adaLN_modulation", "time modulation"), ("final_layer.", "output head"))
 _HUNYUAN_FINE = (("_mod.lin", "time modulation"), (".modulation.lin", "time modulation"))
+_HUNYUAN_MIX = {"mixed": r"_attn\.(qkv|proj)\.", "late": r"_mlp\.|\.linear[12]\."}
 HUNYUAN_15 = Family("HunyuanVideo 1.5 diffusion model", (*_HUNYUAN, "vision_in.proj.0.weight"), _HUNYUAN_KEEP,
-                    fine=_HUNYUAN_FINE)
-HUNYUAN = Family("HunyuanVideo diffusion model", _HUNYUAN, _HUNYUAN_KEEP, fine=_HUNYUAN_FINE,
+                    fine=_HUNYUAN_FINE, **_HUNYUAN_MIX)
+HUNYUAN = Family("HunyuanVideo diffusion model", _HUNYUAN, _HUNYUAN_KEEP, fine=_HUNYUAN_FINE, **_HUNYUAN_MIX,
                  absent=("vision_in.proj.0.weight",))
 
 LTX = Family(
@@ -54,14 +60,16 @@ LTX = Family(
     ("adaln_single.emb.timestep_embedder.linear_1.bias", "patchify_proj.weight", "scale_shift_table",
      "transformer_blocks.0.attn2.to_k.weight"),
     (("patchify_proj", "embedding"), ("caption_projection", "embedding"), ("adaln_single", "time modulation"),
-     ("proj_out", "output head")))
+     ("proj_out", "output head")),
+    mixed=r"\.attn1\.to_(v|out)\.", late=r"\.ff\.net\.")
 
 _UNET = ("input_blocks.0.0.weight", "time_embed.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
 _UNET_KEEP = (("time_embed", "embedding"), ("label_emb", "embedding"), ("time_pos_embed", "embedding"),
               ("emb_layers", "time modulation"))
+_UNET_MIX = r"\.attn1\.to_(v|out)\.|^output_blocks\..*\.ff\.net\."
 SVD = Family("Stable Video Diffusion UNet", (*_UNET, "input_blocks.1.1.time_stack.0.attn1.to_q.weight"), _UNET_KEEP,
-             columns={_UNET[2]: 1024})
-SD15 = Family("Stable Diffusion 1.5 UNet", _UNET, _UNET_KEEP, columns={_UNET[2]: 768},
+             columns={_UNET[2]: 1024}, mixed=_UNET_MIX)
+SD15 = Family("Stable Diffusion 1.5 UNet", _UNET, _UNET_KEEP, columns={_UNET[2]: 768}, mixed=_UNET_MIX,
               absent=("label_emb.0.0.weight", "input_blocks.1.1.time_stack.0.attn1.to_q.weight"))
 
 DIFFUSION_MODELS = (WAN, HUNYUAN_15, HUNYUAN, LTX, SVD, SD15)

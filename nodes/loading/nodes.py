@@ -12,8 +12,9 @@ from .nodes_names import check_name, fingerprint, model_names
 from .text_formats import TYPES
 
 WEIGHTS_TOOLTIP = ("nf4 = large matrices in 4 bits (about a quarter of the VRAM), int8 = in 8 bits (half of it, closer "
-                   "to the original); packed while the file is read, LoRAs work. A file that is packed already is "
-                   "taken as it is. original = as ComfyUI loads it.")
+                   "to the original), nf4_int8 = 4 bits, but 8 for the layers whose errors show most (a third "
+                   "larger than nf4); packed while the file is read, LoRAs work. A file that is packed already "
+                   "is taken as it is. original = as ComfyUI loads it.")
 
 CACHE_TOOLTIP = ("keep = what was quantised is kept beside the model as <file>.<weights>.videomemory and "
                  "read from there the next time; made anew when the model file changes. off = nothing is written.")

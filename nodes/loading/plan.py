@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import re
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from . import fp8
-from .codecs import is_part_of_stored, stored_form
+from .codecs import MIXED, is_part_of_stored, stored_form
 from .families import Family
 from .files import TensorHeader
 from .formats import Checkpoint
@@ -21,11 +22,13 @@ MIN_BYTES = 1 << 20  # smaller weights stay: together they are a percent of a re
 class LayerPlan:
     """quantize: weights to pack, and in which form. stored: weights that the file holds packed, and in which form.
 
-    keep: every other tensor, with the reason. weights: what was asked for, one of WEIGHTS.
+    fine: why some of quantize take another form than the rest. keep: every other tensor, with the reason. weights:
+    what was asked for, one of WEIGHTS.
     """
 
     weights: str = "nf4"
     quantize: Mapping[str, str] = field(default_factory=dict)
+    fine: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, str] = field(default_factory=dict)
     keep: Mapping[str, str] = field(default_factory=dict)
 
@@ -40,7 +43,8 @@ def plan_layers(checkpoint: Checkpoint, min_bytes: int = MIN_BYTES, weights: str
     """
     tensors = checkpoint.tensors
     stored = {name: form for name in tensors if (form := stored_form(tensors, name)) is not None}
-    form = None if stored or weights == "original" else weights
+    form = None if stored or weights == "original" else "nf4" if weights == MIXED else weights
+    sensitive = _sensitive(checkpoint, mixed=weights == MIXED)
     quantize, keep = {}, {}
     for name, header in tensors.items():
         if name in stored or is_part_of_stored(tensors, name) or fp8.is_part(tensors, name):
@@ -50,14 +54,29 @@ def plan_layers(checkpoint: Checkpoint, min_bytes: int = MIN_BYTES, weights: str
         if reason is None and linears is not None and name not in linears:
             reason = "no linear layer"
         if reason is None:
-            quantize[name] = "int8" if _is_fine(name, checkpoint.family) else form
+            quantize[name] = "int8" if name in sensitive else form
         else:
             keep[name] = reason
-    return LayerPlan(weights, quantize, stored, keep)
+    fine = {name: sensitive[name] for name, chosen in quantize.items() if chosen != form}
+    return LayerPlan(weights, quantize, fine, stored, keep)
 
 
-def _is_fine(name: str, family: Family) -> bool:
-    return any(part in name for part, _ in family.fine)
+def _sensitive(checkpoint: Checkpoint, mixed: bool) -> dict[str, str]:
+    """The tensors that take 8 bits where the rest takes 4, with the reason. mixed: the mix was asked for."""
+    family, names = checkpoint.family, checkpoint.tensors
+    found = {name: reason for name in names for part, reason in family.fine if part in name}
+    if mixed:
+        found |= {name: "what attention hands on" for name in names if re.search(family.mixed, name)}
+        found |= {name: "feed-forward of the later blocks" for name in _later_half(names, family.late)}
+    return found
+
+
+def _later_half(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that match and belong to the later half of their blocks, which their first number counts."""
+    blocks = [(name, *found.groups()) for name in names
+              if re.search(pattern, name) and (found := re.match(r"(.*?)(\d+)\.", name))]
+    last = {kind: max(int(number) for _, same, number in blocks if same == kind) for _, kind, _ in blocks}
+    return [name for name, kind, number in blocks if 2 * int(number) > last[kind]]
 
 
 def _reason_to_keep(name: str, header: TensorHeader, family: Family, min_bytes: int, form: str | None) -> str | None:

@@ -21,7 +21,9 @@ def describe_load(checkpoint: Checkpoint, plan: LayerPlan, loaded_bytes: int) ->
         headers = [checkpoint.tensors[name] for name, chosen in plan.quantize.items() if chosen == form]
         packed = sum(CODECS[form].packed_bytes(*header.shape) for header in headers)
         before = sum(header.bytes for header in headers)
-        what = "weights" if form == plan.weights else f"x {_fine_reason(checkpoint, plan, form)}"
+        reasons = dict.fromkeys(plan.fine[name] for name, chosen in plan.quantize.items()
+                                if chosen == form and name in plan.fine)
+        what = f"x {' and '.join(reasons)}" if reasons else "weights"
         lines.append(f"{TITLES[form]}: {count} {what}, {megabytes(before)} -> {megabytes(packed)}")
     for form, count in Counter(plan.stored.values()).most_common():
         lines.append(f"{TITLES[form]} already in the file: {count} weights"
@@ -32,13 +34,6 @@ def describe_load(checkpoint: Checkpoint, plan: LayerPlan, loaded_bytes: int) ->
         size = sum(checkpoint.tensors[name].bytes for name, why in plan.keep.items() if why == reason)
         lines.append(f"as stored: {count} x {reason}, {megabytes(size)}")
     return "\n".join(lines)
-
-
-def _fine_reason(checkpoint: Checkpoint, plan: LayerPlan, form: str) -> str:
-    """Why weights take another form than the one that was asked for."""
-    names = [name for name, chosen in plan.quantize.items() if chosen == form]
-    return " and ".join(dict.fromkeys(reason for part, reason in checkpoint.family.fine
-                                      if any(part in name for name in names)))
 
 
 def describe_original(path: Path, loaded_bytes: int, note: str = "") -> str:

@@ -38,22 +38,27 @@ class TextFamily(Family):
 _T5 = ("shared.weight", f"encoder.block.0.layer.0.{BIAS}")
 _T5_KEEP = (("shared", "embedding"), ("relative_attention_bias", "position bias"))
 _T5_IGNORE = ("encoder.embed_tokens.", "decoder.", "lm_head.")
+_T5_MIX = {"mixed": r"SelfAttention\.[vo]\.", "late": r"DenseReluDense\."}
 _CLIP = ("text_model.embeddings.token_embedding.weight", "text_model.encoder.layers.0.mlp.fc1.weight")
+_LLAMA_MIX = {"mixed": r"self_attn\.[vo]_proj\.", "late": r"layers\.\d+\.mlp\."}
 _LLAMA = ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight")
 
-UMT5 = TextFamily("UMT5 text encoder", _T5, _T5_KEEP, _T5_IGNORE, part="umt5xxl")
-T5 = TextFamily("T5 v1.1 text encoder", _T5, _T5_KEEP, _T5_IGNORE, part="t5xxl", vocabulary=32128)
-BYT5 = TextFamily("ByT5 glyph text encoder", _T5, _T5_KEEP, _T5_IGNORE, part="byt5_small", vocabulary=1510)
+UMT5 = TextFamily("UMT5 text encoder", _T5, _T5_KEEP, _T5_IGNORE, part="umt5xxl", **_T5_MIX)
+T5 = TextFamily("T5 v1.1 text encoder", _T5, _T5_KEEP, _T5_IGNORE, part="t5xxl", vocabulary=32128,
+                **_T5_MIX)
+BYT5 = TextFamily("ByT5 glyph text encoder", _T5, _T5_KEEP, _T5_IGNORE, part="byt5_small", vocabulary=1510,
+                  **_T5_MIX)
 CLIP_L = TextFamily(
     "CLIP-L text encoder", _CLIP, (("embedding", "embedding"), ("text_projection", "output projection")),
     ("text_model.embeddings.position_ids", "logit_scale", "vision_model.", "visual_projection."),
-    part="clip_l", vocabulary=49408, optional=("text_projection.", "not used"))
+    part="clip_l", vocabulary=49408, optional=("text_projection.", "not used"),
+    mixed=r"self_attn\.(v|out)_proj\.", late=r"\.mlp\.")
 LLAVA = TextFamily("LLaVA-Llama-3 text encoder", _LLAMA, (("embed_tokens", "embedding"),), ("lm_head.",),
-                   part="llama", vocabulary=128320)
+                   part="llama", vocabulary=128320, **_LLAMA_MIX)
 QWEN_VL = TextFamily(
     "Qwen2.5-VL 7B text encoder", _LLAMA,
     (("embed_tokens", "embedding"), ("visual.patch_embed", "image embedding"), ("visual.merger", "image projection")),
-    ("lm_head.",), part="qwen25_7b", vocabulary=152064, optional=("visual.", "no prompts with images"))
+    ("lm_head.",), part="qwen25_7b", vocabulary=152064, optional=("visual.", "no prompts with images"), **_LLAMA_MIX)
 TEXT_ENCODERS = (UMT5, T5, BYT5, CLIP_L, LLAVA, QWEN_VL)
 
 # Model families by what they read prompts with. Of those with the same files "auto" takes the first.

@@ -53,7 +53,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 SLOW = ("svd", "wan_animate")
 
 
-@pytest.mark.parametrize("form", ["nf4", "int8"])
+@pytest.mark.parametrize("form", ["nf4", "int8", "nf4_int8"])
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind
                                   for kind in MODELS])
 def test_packed_model_equals_cores_of_its_unpacked_weights(bridge: ModuleType, tmp_path: Path, kind: str,
@@ -117,18 +117,47 @@ def test_sensitive_layers_stay_and_are_reported(bridge: ModuleType, tmp_path: Pa
         assert re.search(line.get(fate, rf"^as stored: \d+ x {fate}, "), report, re.MULTILINE), report
 
 
+# kind: weights that the mix has in 8 bits, and some that it leaves in 4
+MIXED = {
+    "wan_t2v": (["blocks.0.self_attn.v.weight", "blocks.1.self_attn.o.weight", "blocks.1.ffn.2.weight"],
+                ["blocks.0.self_attn.q.weight", "blocks.1.cross_attn.v.weight", "blocks.0.ffn.2.weight"]),
+    "hunyuan": (["double_blocks.0.img_attn.qkv.weight", "double_blocks.0.txt_attn.proj.weight"],
+                ["single_blocks.0.linear2.weight", "double_blocks.0.img_mlp.0.weight"]),
+    "ltx": (["transformer_blocks.0.attn1.to_out.0.weight", "transformer_blocks.1.ff.net.2.weight"],
+            ["transformer_blocks.0.ff.net.2.weight", "transformer_blocks.1.attn2.to_v.weight"]),
+    "sd15": (["input_blocks.1.1.transformer_blocks.0.attn1.to_v.weight",
+              "output_blocks.0.1.transformer_blocks.0.ff.net.2.weight"],
+             ["input_blocks.1.1.transformer_blocks.0.ff.net.2.weight"]),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_the_mix_gives_eight_bits_to_what_attention_hands_on_and_to_later_blocks(
+        bridge: ModuleType, tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind)
+    plan, report = plan_of(path, "nf4_int8"), bridge.load_diffusion_model(str(path), "nf4_int8", min_bytes=0)[1]
+    fine, plain = MIXED[kind]
+    assert {name: plan.quantize[name] for name in fine + plain} == (
+        dict.fromkeys(fine, "int8") | dict.fromkeys(plain, "nf4"))
+    assert plan.keep == plan_of(path, "nf4").keep
+    assert re.search(r"^NF4: \d+ weights", report, re.MULTILINE)
+    assert re.search(r"^int8: \d+ x .*what attention hands on", report, re.MULTILINE)
+
+
 # the published sizes: values of core's configuration that differ from the tiny one, weights in 4 bits and in 8, GB
+# with nf4, weights in 8 bits and GB with nf4_int8
 FULL_SIZE = {
-    "wan_t2v": ({"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}, 400, 0, 7.72),
-    "wan22_ti2v": ({"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30}, 300, 0, 2.72),
+    "wan_t2v": ({"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}, 400, 0, 7.72, 120, 10.11),
+    "wan22_ti2v": ({"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30}, 300, 0, 2.72, 90, 3.63),
     "hunyuan": ({"context_in_dim": 4096, "hidden_size": 3072, "num_heads": 24, "depth": 20, "depth_single_blocks": 40},
-                248, 80, 8.47),
-    "hunyuan_15": ({"context_in_dim": 3584, "hidden_size": 2048, "num_heads": 16, "depth": 54}, 440, 108, 5.72),
-    "ltx": ({"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096}, 480, 0, 6.96),
+                248, 80, 8.47, 244, 11.07),
+    "hunyuan_15": ({"context_in_dim": 3584, "hidden_size": 2048, "num_heads": 16, "depth": 54},
+                   440, 108, 5.72, 436, 7.50),
+    "ltx": ({"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096}, 480, 0, 6.96, 144, 9.31),
     "svd": ({"channel_mult": [1, 2, 4, 4], "num_res_blocks": [2] * 4, "transformer_depth_middle": 1,
-             "transformer_depth_output": [1] * 9 + [0] * 3}, 209, 0, 2.13),
+             "transformer_depth_output": [1] * 9 + [0] * 3}, 209, 0, 2.13, 54, 2.22),
     "sd15": ({"channel_mult": [1, 2, 4, 4], "num_res_blocks": [2] * 4, "transformer_depth": [1] * 6 + [0] * 2,
-              "transformer_depth_output": [1] * 9 + [0] * 3}, 75, 0, 1.40),
+              "transformer_depth_output": [1] * 9 + [0] * 3}, 75, 0, 1.40, 27, 1.44),
 }
 
 
@@ -140,16 +169,17 @@ def test_full_size_models_are_placed_and_planned_by_their_header(kind: str) -> N
     from pack.nodes.loading.files import TensorHeader
     from pack.nodes.loading.plan import plan_layers
 
-    values, four_bit, eight_bit, gigabytes = FULL_SIZE[kind]
+    values, four_bit, eight_bit, gigabytes, mixed, mixed_gigabytes = FULL_SIZE[kind]
     headers = {name: TensorHeader(name, torch.bfloat16, tuple(tensor.shape), 2 * tensor.numel())
                for name, tensor in core_model(kind, "meta", **values).state_dict().items()}
     family = formats.family_of(headers, formats.DIFFUSION_MODELS)[0]
     checkpoint = formats.Checkpoint(Path(kind), family, headers, {})
-    plan = plan_layers(checkpoint, linears=find_place(checkpoint).linears)
-    forms = list(plan.quantize.values())
-    assert (forms.count("nf4"), forms.count("int8")) == (four_bit, eight_bit)
-    packed = sum(CODECS[form].packed_bytes(*headers[name].shape) for name, form in plan.quantize.items())
-    assert (packed + sum(headers[name].bytes for name in plan.keep)) / 1e9 == pytest.approx(gigabytes, abs=0.006)
+    for weights, fine, expected in (("nf4", eight_bit, gigabytes), ("nf4_int8", mixed, mixed_gigabytes)):
+        plan = plan_layers(checkpoint, weights=weights, linears=find_place(checkpoint).linears)
+        forms = list(plan.quantize.values())
+        assert (len(forms), forms.count("int8")) == (four_bit + eight_bit, fine)
+        packed = sum(CODECS[form].packed_bytes(*headers[name].shape) for name, form in plan.quantize.items())
+        assert (packed + sum(headers[name].bytes for name in plan.keep)) / 1e9 == pytest.approx(expected, abs=0.006)
 
 
 @pytest.mark.parametrize("kind", ["hunyuan", "ltx", "sd15"])

@@ -65,6 +65,11 @@ def test_real_files_have_cores_sizes_and_keep_what_is_sensitive(part: str, tmp_p
     plan = plan_layers(encoder.checkpoint)
     assert len(plan.quantize) == linears
     assert {reason: list(plan.keep.values()).count(reason) for reason in set(plan.keep.values())} == reasons
+    mixed = plan_layers(encoder.checkpoint, weights="nf4_int8")
+    layers = {"llama": 32, "qwen25_7b": 28, "clip_l": 12, "byt5_small": 12}.get(part, 24)
+    late = 2 if part == "clip_l" else 3  # matrices of a feed-forward layer
+    assert mixed.keep == plan.keep
+    assert list(mixed.quantize.values()).count("int8") == 2 * layers + late * layers // 2
     folder = Path(comfy.__path__[0])
     known = (json.loads(next(folder.rglob(config)).read_text()) if config.endswith(".json")
              else vars(getattr(comfy.text_encoders.llama, config)()))
