@@ -2,13 +2,13 @@
 
 With CUDA: a TI2V-5B of random weights as plain bf16, our NF4 and int8, bitsandbytes' Linear4bit and, where a checkout
 is named, the Q4_K functions of ComfyUI-GGUF. Step times of all kinds are taken in turn in one process; loads, peaks and
-disk rows in a process each. Without CUDA the same table on a small model shows that it runs: its aims are for a GPU.
+disk rows in a process each. Without CUDA steps are those of a small model, with aims for a GPU; RAM and disk are real.
 
     python benchmarks/loading.py --comfyui PATH [--gguf PATH] [--json RESULT] [--layers N] [--scale N] [--folder TEMP]
 
 Needs a folder of ComfyUI 0.3.75 or newer and, of its requirements, einops, numpy, pillow, psutil, pyyaml, safetensors,
-sentencepiece, torchvision, tqdm, transformers and what they need; bitsandbytes, and gguf for --gguf; 16 GB of disk, 5
-GB without CUDA; no network. Floors: a step, its operations at the measured rate of a large matrix product; a
+sentencepiece, torchvision, tqdm, transformers and what they need; bitsandbytes, and gguf for --gguf; 16 GB of disk; no
+network. Floors: a step, its operations at the measured rate of a large matrix product; a
 packed step, the bf16 step and the bytes of unpacking at the measured rate of copying; VRAM, the weights held and what
 bf16 takes beside its own; load time, the file's bytes at the disk's plain read; RAM, the weights held.
 """
@@ -35,8 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.cuda.is_available()
 DIM, FFN, CHANNELS, GRID = 3072, 14336, 48, (44, 80)  # Wan 2.2 TI2V-5B at 1280x704: 880 tokens per latent frame
 LATENTS = {"long": 25, "short": 3}  # 97 frames in one forward; one chunk of a causal film
-SMALL_DISK = {"dim": 1536, "ffn": 8960, "layers": 30}  # without CUDA: the 1.3B for RAM and disk
-KINDS = ("nf4", "int8")
+KINDS = ("nf4", "nf4_int8", "int8")
 READS = 3
 
 
@@ -67,8 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--layers", type=int, default=30 if CUDA else 4, help="transformer blocks")
     parser.add_argument("--scale", type=int, default=1 if CUDA else 4, help="a model and a film so many times narrower")
-    parser.add_argument("--disk-layers", type=int, default=SMALL_DISK["layers"],
-                        help="without CUDA: blocks of the 1.3B for the RAM and disk rows")
+    parser.add_argument("--disk-layers", type=int, default=30, help="without CUDA: blocks of the file for RAM and disk")
     parser.add_argument("--rounds", type=int, default=7 if CUDA else 3, help="the median of so many steps is shown")
     parser.add_argument("--folder", help="where the random files go for the time of the run")
     options = parser.parse_args()
@@ -90,8 +88,8 @@ def disk(shared: dict, folder: str, disk_layers: int) -> dict:
     """Peak RAM while quantising, and re-reading a saved file against the disk's plain read, in turn."""
     shared = shared | {"kind": "nf4", "saved": str(Path(folder) / "saved_nf4.safetensors")}
     if not CUDA:
-        shared["file"] = str(write_wan(Path(folder) / "random_disk_bf16.safetensors",
-                                       **SMALL_DISK | {"layers": disk_layers}))
+        shared["file"] = str(write_wan(Path(folder) / "random_disk_bf16.safetensors", dim=DIM, ffn=FFN,
+                                       layers=disk_layers, channels=CHANNELS))
     result = {"file_bytes": os.path.getsize(shared["file"]), "save": run("save", shared),
               "quantise": [run("quantise", shared | {"kind": kind}) for kind in KINDS]}
     reads = [(run("reread", shared), run("plain", shared)) for _ in range(READS)]

@@ -73,7 +73,7 @@ def unpacking(options: dict, linears: dict[str, Linears], dtype: torch.dtype, no
 
     name = max(linears["bf16"], key=lambda name: linears["bf16"][name].weight.numel())
     rows = []
-    for kind in options["kinds"]:
+    for kind in ("nf4", "int8"):  # a mix has both
         weight = packed_weight(linears[kind][name])
         back_ends = dequantize.CUDA_BACK_ENDS[weight.KIND] if CUDA else ()
         chosen = dequantize.choose(weight, back_ends)[0]

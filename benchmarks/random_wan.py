@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
 def write_wan(path: Path, *, dim: int = 1536, ffn: int = 8960, layers: int = 30, channels: int = 16,
               dtype: torch.dtype = torch.bfloat16) -> Path:
-    """A text-to-video Wan 2.1 file with random weights; the defaults are the 1.3B model's sizes."""
+    """A text-to-video Wan 2.1 file with random weights, written one by one; the defaults are the 1.3B model's sizes."""
+    shapes, header, end = wan_shapes(dim, ffn, layers, channels), {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     generator = torch.Generator().manual_seed(0)
-    save_file({name: torch.empty(shape, dtype=dtype).normal_(0, 0.02, generator=generator)
-               for name, shape in wan_shapes(dim, ffn, layers, channels).items()}, path)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for shape in shapes.values():
+            weight = torch.empty(shape, dtype=dtype).normal_(0, 0.02, generator=generator)
+            file.write(memoryview(weight.view(-1).view(torch.uint8).numpy()))
     return path
 
 
