@@ -81,7 +81,7 @@ def save(options: dict) -> dict:
 
 
 def reread(options: dict) -> dict:
-    """Load a saved file until all of it is on the device, or, without CUDA, in RAM of its own."""
+    """Load a saved file until all of it is on the device, or, without CUDA, was read once where it is mapped."""
     bridge, management = import_bridge(options["comfyui"])
     make_cold(options["saved"])
     watch = Watch()
@@ -91,8 +91,8 @@ def reread(options: dict) -> dict:
             management.load_models_gpu([model], force_full_load=True)
             synchronize()
         else:
-            copies = [tensor.clone() for tensor in model.model.diffusion_model.state_dict().values()]
-            del copies
+            for tensor in model.model.diffusion_model.state_dict().values():
+                tensor.clone()
     return {"seconds": watch.seconds, "peak_ram": watch.peak_bytes, "bytes": os.path.getsize(options["saved"])}
 
 
