@@ -52,6 +52,17 @@ class QuantPatcher(comfy.model_patcher.ModelPatcher):
                 module.set_side_path(path)
         return super().load(*args, **options)
 
+    def partially_load(self, device_to: Any, extra_memory: int = 0, force_patch_weights: bool = False,
+                       **options: Any) -> int:
+        """As core's, which forces patches into the weights where it goes on to write them to a file."""
+        if force_patch_weights and any(getattr(module, "codec", None) is not None for module in self.model.modules()):
+            raise ValueError(message(
+                "ComfyUI's own Save and Extract nodes need weights that are not packed",
+                f"a quantised {type(getattr(self.model, 'diffusion_model', self.model)).__name__}",
+                "models loaded with weights 'original'",
+                "Use Save Quantized Model; a text encoder's file is the one it was loaded from."))
+        return super().partially_load(device_to, extra_memory, force_patch_weights, **options)
+
     def patch_weight_to_device(self, key: str, device_to: Any = None, inplace_update: bool = False,
                                **options: Any) -> Any:
         module = self._packed_module(key)

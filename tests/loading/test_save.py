@@ -106,3 +106,26 @@ def test_a_cached_load_is_the_same_model(bridge: ModuleType, toyworld: Path, tmp
         model, report = bridge.load_diffusion_model(path, "nf4", min_bytes=0, cache=True)
         assert line in report
         assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(model).items())
+
+
+def test_cores_save_nodes_refuse_packed_weights(bridge: ModuleType, toyworld: Path, tmp_path: Path) -> None:
+    import folder_paths
+    from comfy_extras.nodes_model_merging import CLIPSave, ModelSave
+    from pack.nodes.loading import bridge_text
+
+    model = load(bridge, toyworld / "toyworld_dit_fp16.safetensors")
+    clip = bridge_text.load_text_encoder(str(toyworld / "toyworld_te_fp16.safetensors"), "nf4", min_bytes=0)[0]
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    try:
+        for _ in range(2):  # the model is loaded already the second time
+            with pytest.raises(ValueError, match="need weights that are not packed, but got a quantised WanModel"):
+                ModelSave().save(model, "diffusion_models/toy")
+        with pytest.raises(ValueError, match="need weights that are not packed"):
+            CLIPSave().save(clip, "clip/toy")
+        assert not list(tmp_path.rglob("*.safetensors"))
+        original = bridge.load_diffusion_model(str(toyworld / "toyworld_dit_fp16.safetensors"), "original")[0]
+        ModelSave().save(original, "diffusion_models/toy")
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    finally:
+        folder_paths.set_output_directory(before)
