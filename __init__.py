@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension
 
 from .nodes import NODE_CLASSES
+from .nodes.budget.bridge_route import add_routes
 
 WEB_DIRECTORY = "./js"
 
@@ -15,6 +16,7 @@ class VideoMemoryExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> VideoMemoryExtension:
+    add_routes()
     return VideoMemoryExtension()
 
 

@@ -1,52 +1,105 @@
-"""The machine and the VAE as ComfyUI sees them, added to what the driver tells."""
+"""The machine, a MODEL and a VAE as ComfyUI sees them, added to what the driver tells."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management as mm
 import folder_paths
 import torch
 
+from ..common.compat import model_facts
 from ..common.errors import message
+from ..common.types import ModelFacts
 from ..video.decode import wan_decoder_traits
-from .cost_model import VaeFacts
-from .probe import Machine, see_card, see_disk, see_ram
+from .cost_model import CONTEXT_BYTES, VaeFacts
+from .graph import CARD_BYTES
+from .probe import Machine, see_disk, see_ram
+from .probe_card import card_free_bytes, see_card
 
 WAN22_CHANNELS = 48
 
 
-def vae_facts(vae: Any) -> VaeFacts:
+def model_facts_on(model: Any, as_on_card: bool = False) -> ModelFacts:
+    """The facts of a Wan model; ValueError for what Clip Sampler takes and nobody can predict here.
+
+    as_on_card: a CPU holds it in 32 bits, a card would hold it in 16.
+    """
+    facts = model_facts(model)
+    if facts.family != "wan":
+        raise ValueError(message(
+            "VRAM Budget Gate cannot say what this model needs", type(model.model).__name__,
+            "Wan 2.1 and 2.2 models, causal or not",
+            "Leave the gate out: connect Persistent Memory to Clip Sampler, and type size and clip length there."))
+    if not as_on_card or facts.dtype_bytes == CARD_BYTES:
+        return facts
+    return replace(facts, dtype_bytes=CARD_BYTES, weight_bytes=facts.weight_bytes - _saved_in_16_bits(model.model))
+
+
+def vae_facts(vae: Any, as_on_card: bool = False) -> VaeFacts:
     """What decoding with this VAE costs depends on; ValueError for anything but a Wan VAE."""
     module = vae.first_stage_model
     if wan_decoder_traits(module) is None:
         raise ValueError(message("VRAM Budget Gate cannot predict this VAE", type(module).__name__,
                                  "the Wan 2.1 and Wan 2.2 VAEs", "Load the VAE that belongs to the checkpoint."))
     kind = "wan22" if vae.latent_channels == WAN22_CHANNELS else "wan21"
-    return VaeFacts(kind, int(module.dim), int(vae.spacial_compression_decode()), int(vae.model_size()),
-                    vae.vae_dtype.itemsize)
+    facts = VaeFacts(kind, int(module.dim), int(vae.spacial_compression_decode()), int(vae.model_size()),
+                     vae.vae_dtype.itemsize)
+    if not as_on_card or facts.dtype_bytes == CARD_BYTES:
+        return facts
+    return replace(facts, dtype_bytes=CARD_BYTES, weight_bytes=facts.weight_bytes - _saved_in_16_bits(module))
 
 
-def look_around(model: Any, vae: Any) -> Machine:
-    """The machine that this MODEL and VAE will run on, now.
+def look_around(device: torch.device, resident_bytes: int = 0, measure_disks: bool = False) -> Machine:
+    """The machine that a model on this device will run on, now.
 
-    Free means free or freeable: ComfyUI moves its own loaded models off the card when it needs the room. On a CPU the
-    weights of model and VAE lie in RAM already and will not be paid again.
+    Free means free or freeable: ComfyUI moves its own loaded models off the card when it needs the room. On a CPU
+    weights that lie in RAM already (resident_bytes) will not be paid again. measure_disks: write a little to see how
+    fast.
     """
-    device = model.load_device
-    ram_total, ram_available, no_ram = see_ram()
-    disk_free, no_disk = see_disk(folder_paths.get_output_directory())
+    ram, no_ram = see_ram()
+    seen = [see_disk(name, folder, measure_disks) for name, folder in
+            (("output", folder_paths.get_output_directory()), ("temp", folder_paths.get_temp_directory()))]
+    disks = tuple(disk for disk, _ in seen)
+    unseen = tuple(reason for reason in (no_ram, *(reason for _, reason in seen)) if reason)
     if device.type in ("cpu", "mps"):
-        resident = int(model.model_size()) + int(vae.model_size())
-        free, reserved, card, no_card = ram_available + resident, 0, None, ""
-        ram_available, total = free, ram_total
-    else:
-        held = sum(loaded.model_loaded_memory() for loaded in mm.current_loaded_models if loaded.device == device)
-        total, free = int(mm.get_total_memory(device)), int(mm.get_free_memory(device)) + int(held)
-        reserved = int(mm.extra_reserved_memory())
-        card, no_card = see_card(_uuid(device)) if device.type == "cuda" else (None, "NVML: not an NVIDIA card")
-    return Machine(str(device), device.type in ("cpu", "mps"), total, free, reserved, ram_total, ram_available,
-                   disk_free, card, tuple(reason for reason in (no_card, no_ram, no_disk) if reason))
+        free = ram.available_bytes + resident_bytes
+        return Machine(str(device), True, ram.total_bytes, free, 0, ram.total_bytes, free, disks[0].free_bytes, None,
+                       unseen, ram.swap_free_bytes, disks, loaded_models(device))
+    held, total = loaded_models(device), int(mm.get_total_memory(device))
+    card, no_card = _see_card(device, total)
+    free = card_free_bytes(card, *map(int, mm.get_free_memory(device, torch_free_too=True)))
+    return Machine(str(device), False, total, free + sum(size for _, size in held), int(mm.extra_reserved_memory()),
+                   ram.total_bytes, ram.available_bytes, disks[0].free_bytes, card,
+                   (*filter(None, (no_card,)), *unseen), ram.swap_free_bytes, disks, held)
+
+
+def loaded_models(device: torch.device) -> tuple[tuple[str, int], ...]:
+    """What ComfyUI has on the device now, and can move off it: (class of the model, bytes)."""
+    return tuple((type(loaded.model.model).__name__, int(loaded.model_loaded_memory()))
+                 for loaded in mm.current_loaded_models if loaded.device == device and loaded.model is not None)
+
+
+def compute_bytes(device: torch.device) -> int:
+    """Bytes of a value of the dtype that ComfyUI computes a Wan model in on this device."""
+    dtype = mm.unet_dtype(device=device, supported_dtypes=[torch.bfloat16, torch.float16, torch.float32])
+    return dtype.itemsize
+
+
+def _see_card(device: torch.device, total: int) -> tuple[Any, str]:
+    if device.type != "cuda":
+        return None, "NVML: not an NVIDIA card"
+    own = int(torch.cuda.memory_reserved(device)) + CONTEXT_BYTES
+    return see_card(_uuid(device), total_bytes=total, own_bytes=own)
+
+
+def _saved_in_16_bits(module: torch.nn.Module) -> int:
+    """What a module's 32-bit values would not take in 16 bits; its packed weights hold their scales in 32 anyway."""
+    packed = {id(tensor) for part in module.modules() if getattr(part, "codec", None) is not None
+              for tensor in part.parameters()}
+    return sum(tensor.nbytes // 2 for tensor in module.parameters()
+               if tensor.dtype == torch.float32 and id(tensor) not in packed)
 
 
 def _uuid(device: torch.device) -> str | None:

@@ -31,6 +31,7 @@ FLOAT32, FLOAT16 = 4, 2
 
 TEXT_TOKENS, TEXT_DIM, TEXT_FFN, TEXT_HEADS = 512, 4096, 10240, 64  # UMT5-XXL, the text encoder of every Wan
 WORKSPACE_BYTES = 64 * 2**20  # measured above the trace: cuBLAS workspace (32 MiB) and the allocator's rounding
+CONTEXT_BYTES = 450 * 2**20  # CUDA context and loaded kernels of one process on a 12 GB card (assumed)
 ROTATION_BYTES = 1024 + 1024  # per token: the float32 rotation table, [64, 2, 2] values, and once more while it is made
 
 # Peak of live values per decoded pixel and per base channel of the decoder, workspaces included, measured; the caches
@@ -99,7 +100,7 @@ def text_cost(facts: ModelFacts) -> PhaseCost:
     """Activations of UMT5-XXL on 512 tokens (hidden states, gated feed-forward, scores); its weights are streamed."""
     hidden = TEXT_TOKENS * (6 * TEXT_DIM + 3 * TEXT_FFN)
     scores = 3 * TEXT_HEADS * TEXT_TOKENS**2  # scores, position bias, softmax
-    return PhaseCost("text", (hidden + scores) * FLOAT32)
+    return _phase("text", {"activations": (hidden + scores) * FLOAT32})
 
 
 def sampling_cost(job: Job) -> PhaseCost:
@@ -109,9 +110,10 @@ def sampling_cost(job: Job) -> PhaseCost:
     """
     facts = job.facts
     widest_linear = facts.dim * max(facts.dim, facts.ffn_dim) * facts.dtype_bytes  # dequantised or cast for one use
-    vram = (facts.weight_bytes + resident_memory_bytes(job) + forward_bytes(job) + widest_linear
-            + latents_bytes(job) + WORKSPACE_BYTES)
-    return PhaseCost("sampling", vram, ram_bytes=kept_bytes(job) + _frames_bytes(job), disk_bytes=0)
+    return _phase("sampling", {
+        "weights": facts.weight_bytes, "memory": resident_memory_bytes(job),
+        "activations": forward_bytes(job) + widest_linear, "latents": latents_bytes(job), "workspace": WORKSPACE_BYTES,
+    }, ram_bytes=kept_bytes(job) + _frames_bytes(job))
 
 
 def decode_cost(job: Job) -> PhaseCost:
@@ -123,27 +125,33 @@ def decode_cost(job: Job) -> PhaseCost:
     """
     vae, pixels = job.vae, _decoded_side(job, job.width) * _decoded_side(job, job.height)
     per_channel = DECODE_VALUES[vae.kind] - (PARKED_VALUES[vae.kind] if job.decode_parked else 0)
-    vram = vae.weight_bytes + int(per_channel * vae.dim * pixels * vae.dtype_bytes)
+    decode = int(per_channel * vae.dim * pixels * vae.dtype_bytes)
     parked = int(CACHE_VALUES[vae.kind] * vae.dim * pixels * vae.dtype_bytes) if job.decode_parked else 0
     frames = frame_count(job.clip_latents, CONTEXT_LATENTS)
     area = job.width * job.height
     buffer = _tiled_ram_bytes(job, frames) if job.decode_tile_px else 0
     memory = kept_bytes(job)
     ram = memory + buffer + parked + 2 * TEMPORAL_STRIDE * 3 * area * FLOAT32
-    return PhaseCost("decode", vram, ram, int(frames * area * FFV1_BYTES_PER_PIXEL) + latents_bytes(job) + memory)
+    disk = int(frames * area * FFV1_BYTES_PER_PIXEL) + latents_bytes(job) + memory
+    return _phase("decode", {"weights": vae.weight_bytes, "decode": decode}, ram, disk)
 
 
 def interpolation_cost(job: Job) -> PhaseCost:
     """RIFE at the size of the frames; its 24 MB of weights are in the workspace."""
-    vram = interpolation_bytes(job.width, job.height, job.interpolation_batch, job.facts.dtype_bytes) + WORKSPACE_BYTES
+    activations = interpolation_bytes(job.width, job.height, job.interpolation_batch, job.facts.dtype_bytes)
     frames = 2 + job.interpolation_batch
-    return PhaseCost("interpolation", vram, ram_bytes=frames * 3 * job.width * job.height * FLOAT32)
+    return _phase("interpolation", {"activations": activations, "workspace": WORKSPACE_BYTES},
+                  ram_bytes=frames * 3 * job.width * job.height * FLOAT32)
 
 
 def encode_cost(job: Job) -> PhaseCost:
     """x264 on the CPU: its frames in 4:2:0 (1.5 bytes a pixel) and the ones on their way to it."""
     area = job.width * job.height
     return PhaseCost("encode", 0, ram_bytes=int(ENCODER_FRAMES * 1.5 * area) + TEMPORAL_STRIDE * 3 * area * FLOAT32)
+
+
+def _phase(phase: str, parts: dict[str, int], ram_bytes: int = 0, disk_bytes: int = 0) -> PhaseCost:
+    return PhaseCost(phase, sum(parts.values()), ram_bytes, disk_bytes, tuple(parts.items()))
 
 
 def tokens_per_latent(facts: ModelFacts, width: int, height: int) -> int:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, model_facts, schema
-from ..common.errors import message
-from ..common.types import TEMPORAL_STRIDE, ModelFacts, VideoMemory
-from ..sampling.presets import find_preset
-from .bridge import look_around, vae_facts
-from .planner import PROFILES, budget_of, check_profile, make_plan
+from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, schema
+from ..common.types import TEMPORAL_STRIDE, VideoMemory
+from .answer import notes_of, plan_asked
+from .bridge import look_around, model_facts_on, vae_facts
+from .graph import Asked
+from .planner import PROFILES, budget_of, check_profile
 from .report import report
-
-LATENT_NOTES = [
-    "The whole clip goes through the model at once: a shorter clip is what saves VRAM.",
-    "With cfg other than 1 one forward is counted; ComfyUI runs both prompts together only where it finds room.",
-    "What a clip begins with is encoded by ComfyUI's own VAE calls, which fall back to tiles where memory is short.",
-]
-STORED = frozenset({"int8", "4bit", "window"})  # what a memory that holds something has decided already
 
 
 class BudgetGate(io.ComfyNode):
@@ -75,26 +68,14 @@ class BudgetGate(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, memory: VideoMemory, width: int, height: int, clip_seconds: float, budget_gb: float,
                 profile: str) -> io.NodeOutput:
-        machine = look_around(model, vae)
+        machine = look_around(model.load_device, int(model.model_size()) + int(vae.model_size()))
         budget = budget_of(machine, budget_gb)
-        pinned = STORED if memory.blocks else frozenset()
-        plan = make_plan(_facts(model), vae_facts(vae), width, height, clip_seconds, memory.spec, profile, budget,
-                         pinned)
-        notes = ["The memory holds clips already: its window and precision were left as they are."] if pinned else []
-        notes += LATENT_NOTES if find_preset(memory.spec).strategy == "latent" else []
+        is_card = machine.unified and budget_gb > 0
+        asked = Asked(model_facts_on(model, is_card), vae_facts(vae, is_card), memory.spec, bool(memory.blocks), {
+            "width": width, "height": height, "clip_seconds": clip_seconds, "profile": profile})
+        plan = plan_asked(asked, budget)
         return io.NodeOutput(plan, replace(memory, spec=plan.spec), plan.width, plan.height,
-                             TEMPORAL_STRIDE * plan.clip_latents - 3, report(plan, machine, budget, notes))
-
-
-def _facts(model) -> ModelFacts:
-    """The facts of a Wan model; ValueError for what Clip Sampler takes and nobody can predict here."""
-    facts = model_facts(model)
-    if facts.family != "wan":
-        raise ValueError(message(
-            "VRAM Budget Gate cannot say what this model needs", type(model.model).__name__,
-            "Wan 2.1 and 2.2 models, causal or not",
-            "Leave the gate out: connect Persistent Memory to Clip Sampler, and type size and clip length there."))
-    return facts
+                             TEMPORAL_STRIDE * plan.clip_latents - 3, report(plan, machine, budget, notes_of(asked)))
 
 
 NODES = [BudgetGate]

@@ -15,7 +15,7 @@ from ..common.errors import message
 from ..common.types import TEMPORAL_STRIDE, MemorySpec, ModelFacts, PhaseCost, RenderPlan
 from ..memory.latent_memory import frames_to_keep, latents_of
 from ..sampling.presets import find_preset
-from .cost_model import Job, VaeFacts, phase_costs
+from .cost_model import CONTEXT_BYTES, Job, VaeFacts, phase_costs
 from .probe import GIB, Budget, Machine
 from .report import decisions, gb
 
@@ -33,8 +33,15 @@ INTERPOLATION_BATCHES = (4, 2, 1)  # frames per RIFE call; no concession, it onl
 GROUP_4BIT = 64  # kv_quant.GROUP: 4-bit memories need a head size that divides by it
 
 DESKTOP_BYTES = 600 * 10**6  # what a desktop takes on a card that drives a screen (design.md, section 7)
-CONTEXT_BYTES = 450 * 2**20  # CUDA context and loaded kernels of one process on a 12 GB card (assumed)
 RAM_RESERVE_BYTES = 512 * 2**20  # left to the system where VRAM is RAM (assumed)
+
+
+class NothingFits(RuntimeError):
+    """The refusal in words. phases: what the smallest plan would need."""
+
+    def __init__(self, text: str, phases: tuple[PhaseCost, ...]) -> None:
+        super().__init__(text)
+        self.phases = phases
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def make_plan(facts: ModelFacts, vae: VaeFacts, width: int, height: int, clip_s:
     rungs = ladder(start, profile, pinned | ({"ram"} if budget.unified else set()))
     chosen = _first_that_fits(rungs, profile, budget)
     if chosen is None:
-        raise RuntimeError(_refusal(rungs[-1].job, profile, pinned, budget))
+        raise _refusal(rungs[-1].job, profile, pinned, budget)
     job = chosen.job if profile in TAKEN_UNASKED else _with_batch(chosen.job, budget)
     way = [(step, rungs[i].job) for i, step in enumerate(chosen.steps, 1)]
     return RenderPlan(*size, job.clip_latents, job.spec, job.decode_tile_px, job.interpolation_batch,
@@ -227,7 +234,7 @@ def _is_cheaper(job: Job, than: Job) -> bool:
     return all(new <= old for new, old in pairs) and any(new < old for new, old in pairs)
 
 
-def _refusal(smallest: Job, profile: str, pinned: frozenset[str], budget: Budget) -> str:
+def _refusal(smallest: Job, profile: str, pinned: frozenset[str], budget: Budget) -> NothingFits:
     """Why nothing fits: the phase that misses most at the end of the ladder, and a size that would fit."""
     tile, parked = _decode_ways(smallest, True, budget.unified)[0]
     smallest = replace(smallest, decode_tile_px=tile, decode_parked=parked)
@@ -239,11 +246,11 @@ def _refusal(smallest: Job, profile: str, pinned: frozenset[str], budget: Budget
         room += f" and {gb(budget.ram_bytes)} of free RAM"
     if budget.disk_bytes is not None:
         room += f", {gb(budget.disk_bytes)} of free disk"
-    return message(
+    return NothingFits(message(
         f"VRAM Budget Gate: {smallest.width}x{smallest.height} does not fit, whatever is given up",
         f"{' and '.join(needs)} in the {worst.phase} phase, {gb(missing_bytes(worst, budget))} too much",
         f"up to {room}",
-        _advice(smallest, profile, pinned, budget))
+        _advice(smallest, profile, pinned, budget)), phase_costs(smallest))
 
 
 def _advice(smallest: Job, profile: str, pinned: frozenset[str], budget: Budget) -> str:

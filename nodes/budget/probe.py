@@ -1,29 +1,40 @@
-"""What is there: the card as the driver sees it (NVML), system memory, disk.
+"""What is there: system memory, disks, and all of it together with the card as one Machine.
 
 Everything is optional. What cannot be seen becomes a sentence in `unseen`, never an exception: the gate works with
-less, and says so. torch's and ComfyUI's own view of the card is added by bridge.py.
+less, and says so. The card is looked at in probe_card.py; torch's and ComfyUI's own view is added by bridge.py.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+
+from .probe_card import CardView
 
 GIB = 2**30
+WRITE_BYTES = 32 * 2**20  # written and flushed to measure a disk: a tenth of a second on a slow one
 
 
 @dataclass(frozen=True)
-class CardView:
-    """NVML's view of one card, bytes of the whole card. others_bytes: held by other processes, None = not told."""
+class RamView:
+    """System memory, bytes. swap_free_bytes: of the pagefile."""
+
+    total_bytes: int = 0
+    available_bytes: int = 0
+    swap_free_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class DiskView:
+    """A folder's disk. name: "output" or "temp". free_bytes, write_bytes_s (measured): None where unknown."""
 
     name: str
-    total_bytes: int
-    free_bytes: int
-    used_bytes: int
-    others_bytes: int | None = None
+    free_bytes: int | None
+    write_bytes_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,8 @@ class Machine:
 
     unified: the device computes in system memory (CPU), so that VRAM and RAM are one purse. vram_available_bytes: free
     on the device, or held by models that ComfyUI can move off. vram_reserved_bytes: what ComfyUI keeps free of that.
-    disk_free_bytes: None where unknown. unseen: what could not be looked at, in words.
+    disk_free_bytes: of the output folder, None where unknown. unseen: what could not be looked at, in words. held: what
+    ComfyUI has on the device now, as (model, bytes).
     """
 
     device: str
@@ -45,6 +57,9 @@ class Machine:
     disk_free_bytes: int | None = None
     card: CardView | None = None
     unseen: tuple[str, ...] = ()
+    swap_free_bytes: int = 0
+    disks: tuple[DiskView, ...] = ()
+    held: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,76 +73,49 @@ class Budget:
     text: str
 
 
-def see_card(uuid: str | None, nvml: ModuleType | None = None) -> tuple[CardView | None, str]:
-    """The card with this UUID through NVML (with or without "GPU-"), or None and the reason in words.
-
-    Without a UUID the only card is taken; of several, none. nvml: the pynvml module, imported where it is not given.
-    """
-    if nvml is None:
-        try:
-            import pynvml as nvml
-        except ImportError:
-            return None, "NVML: the package nvidia-ml-py is not installed"
-    try:
-        nvml.nvmlInit()
-    except Exception as error:  # NVMLError's classes are made at run time; any of them means the same here
-        return None, f"NVML: the driver does not answer ({error})"
-    try:
-        return _view(nvml, uuid)
-    except Exception as error:
-        return None, f"NVML: the card could not be read ({error})"
-    finally:
-        nvml.nvmlShutdown()
-
-
-def see_ram() -> tuple[int, int, str]:
-    """(total, available, "") bytes of system memory, or (0, 0, reason)."""
+def see_ram() -> tuple[RamView, str]:
+    """System memory and its pagefile, or zeros and the reason."""
     try:
         import psutil
 
         memory = psutil.virtual_memory()
     except (ImportError, OSError) as error:
-        return 0, 0, f"system memory ({error})"
-    return int(memory.total), int(memory.available), ""
+        return RamView(), f"system memory ({error})"
+    try:
+        swap, reason = int(psutil.swap_memory().free), ""
+    except (OSError, RuntimeError) as error:
+        swap, reason = 0, f"pagefile ({error})"
+    return RamView(int(memory.total), int(memory.available), swap), reason
 
 
-def see_disk(folder: str | os.PathLike) -> tuple[int | None, str]:
-    """(free bytes of the disk that holds `folder`, ""), or (None, reason). The folder need not exist yet."""
+def see_disk(name: str, folder: str | os.PathLike, measure: bool = False) -> tuple[DiskView, str]:
+    """Free bytes of the disk that holds `folder` and, where that is asked for, how fast it writes; or why not.
+
+    The folder need not exist yet.
+    """
     path = Path(folder).absolute()
     existing = next((parent for parent in (path, *path.parents) if parent.exists()), path)
     try:
-        return int(shutil.disk_usage(existing).free), ""
+        free = int(shutil.disk_usage(existing).free)
     except OSError as error:
-        return None, f"free disk of {path} ({error.strerror})"
-
-
-def _view(nvml: ModuleType, uuid: str | None) -> tuple[CardView | None, str]:
-    cards = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-    if uuid is not None:
-        cards = [card for card in cards if _plain_uuid(nvml.nvmlDeviceGetUUID(card)) == _plain_uuid(uuid)]
-    if len(cards) != 1:
-        return None, f"NVML: {len(cards)} cards match the one that ComfyUI uses"
-    memory, name = nvml.nvmlDeviceGetMemoryInfo(cards[0]), nvml.nvmlDeviceGetName(cards[0])
-    view = CardView(_text(name), int(memory.total), int(memory.free), int(memory.used))
+        return DiskView(name, None), f"free disk of {path} ({error.strerror})"
+    if not measure:
+        return DiskView(name, free), ""
+    if free < 4 * WRITE_BYTES:
+        return DiskView(name, free), f"write speed of {path} (it is full)"
     try:
-        others = _others_bytes(nvml, cards[0])
-    except Exception as error:  # a card may tell its sizes but not its processes
-        return view, f"NVML: memory of other processes ({error})"
-    if others is None:
-        return view, "NVML: memory of other processes (this driver does not tell it)"
-    return CardView(view.name, view.total_bytes, view.free_bytes, view.used_bytes, others), ""
+        return DiskView(name, free, measure_write(existing)), ""
+    except OSError as error:
+        return DiskView(name, free), f"write speed of {path} ({error.strerror})"
 
 
-def _others_bytes(nvml: ModuleType, card: object) -> int | None:
-    """Bytes held by processes other than this one; None where the driver hides them (Windows' display driver model)."""
-    found = [*nvml.nvmlDeviceGetComputeRunningProcesses(card), *nvml.nvmlDeviceGetGraphicsRunningProcesses(card)]
-    used = {process.pid: process.usedGpuMemory for process in found if process.pid != os.getpid()}
-    return None if None in used.values() else sum(used.values())
-
-
-def _plain_uuid(uuid: str | bytes) -> str:
-    return _text(uuid).lower().removeprefix("gpu-")
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def measure_write(folder: Path, size: int = WRITE_BYTES) -> float:
+    """Bytes a second of writing `size` random bytes into a new file of the folder and flushing them; it is deleted."""
+    block = os.urandom(2**20)  # zeros would be compressed away by some disks
+    with tempfile.TemporaryFile(dir=folder) as file:
+        started = time.perf_counter()
+        for _ in range(size // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return size / max(time.perf_counter() - started, 1e-6)

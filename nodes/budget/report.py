@@ -13,6 +13,12 @@ from .probe import GIB, Budget, Machine
 PHASE_NAMES = {"text": "text encoding", "sampling": "sampling", "decode": "decoding", "interpolation": "interpolation",
                "encode": "video file"}
 PRECISION_STEPS = ("int8", "4bit")
+LATENT_NOTES = [
+    "The whole clip goes through the model at once: a shorter clip is what saves VRAM.",
+    "With cfg other than 1 one forward is counted; ComfyUI runs both prompts together only where it finds room.",
+    "What a clip begins with is encoded by ComfyUI's own VAE calls, which fall back to tiles where memory is short.",
+]
+STORED_NOTE = "The memory holds clips already: its window and precision were left as they are."
 
 
 def gb(size_bytes: float) -> str:

@@ -224,12 +224,16 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """Predicted peaks of one phase ("text", "sampling", "decode", "interpolation", "encode"), in bytes."""
+    """Predicted peaks of one phase ("text", "sampling", "decode", "interpolation", "encode"), in bytes.
+
+    parts: what vram_bytes is made of, as (name, bytes); they add up to it.
+    """
 
     phase: str
     vram_bytes: int
     ram_bytes: int = 0
     disk_bytes: int = 0
+    parts: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_other_vaes_are_refused(toy_vae):
 def test_machine_is_seen_on_a_cpu(toy_model, toy_vae):
     from pack.nodes.budget.bridge import look_around
 
-    machine = look_around(toy_model, toy_vae)
+    machine = look_around(toy_model.load_device, 1000)
     assert machine.unified
     assert machine.device == "cpu"
     assert 0 < machine.ram_available_bytes == machine.vram_available_bytes

@@ -21,7 +21,8 @@ from pack.nodes.budget.planner import (
     ladder,
     make_plan,
 )
-from pack.nodes.budget.probe import Budget, CardView, Machine
+from pack.nodes.budget.probe import Budget, Machine
+from pack.nodes.budget.probe_card import CardView
 from pack.nodes.budget.report import decisions, gb, report
 from pack.nodes.common.types import MemorySpec, ModelFacts
 from pack.nodes.memory.state import empty_memory

@@ -1,0 +1,89 @@
+"""One way from a graph to a plan: what the graph editor's panel shows, and what scripts/plan.py prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..common.types import TEMPORAL_STRIDE, PhaseCost, RenderPlan
+from ..sampling.presets import find_preset
+from .graph import Asked, FindFile, read_gate
+from .planner import NothingFits, budget_of, make_plan
+from .probe import Budget, Machine
+from .report import LATENT_NOTES, STORED_NOTE
+
+STORED = frozenset({"int8", "4bit", "window"})  # what a memory that holds something has decided already
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What can be said of a gate. message: for people. plan: None where none fits (asked is known) or none can be made
+    (asked is None)."""
+
+    message: str
+    asked: Asked | None = None
+    budget: Budget | None = None
+    plan: RenderPlan | None = None
+    phases: tuple[PhaseCost, ...] = ()
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.asked is None else self.plan is not None
+
+
+def answer_graph(graph: Mapping[str, Any], node_id: str, find: FindFile, compute_bytes: int, machine: Machine,
+                 vram_gb: float | None = None) -> Answer:
+    """The plan of the Budget Gate `node_id`, made from the graph and from headers of files alone.
+
+    vram_gb: another budget than the gate's own. Never raises for what stands in the graph: the answer says it.
+    """
+    try:
+        asked = read_gate(graph, node_id, find, 2 if vram_gb else compute_bytes)
+        budget = budget_of(machine, asked.values["budget_gb"] if vram_gb is None else vram_gb)
+        plan = plan_asked(asked, budget)
+    except NothingFits as error:
+        return Answer(str(error), asked, budget, None, error.phases)
+    except TypeError as error:
+        return Answer(f"A value in the graph is of another kind than its input: {error}.")
+    except (ValueError, OSError) as error:  # Unknown is a ValueError
+        return Answer(str(error))
+    return Answer("\n".join((*plan.decisions, *notes_of(asked))), asked, budget, plan, plan.phases)
+
+
+def plan_asked(asked: Asked, budget: Budget) -> RenderPlan:
+    """make_plan for what a gate was given."""
+    values = asked.values
+    return make_plan(asked.facts, asked.vae, values["width"], values["height"], values["clip_seconds"], asked.spec,
+                     values["profile"], budget, STORED if asked.is_stored else frozenset())
+
+
+def notes_of(asked: Asked) -> list[str]:
+    """What a plan's report says beside its decisions."""
+    notes = [STORED_NOTE] if asked.is_stored else []
+    return notes + (LATENT_NOTES if find_preset(asked.spec).strategy == "latent" else [])
+
+
+def answer_json(answer: Answer, machine: Machine) -> dict[str, Any]:
+    """What POST /videomemory/plan returns: sizes in bytes, lengths in frames."""
+    if answer.fits is None:
+        return {"fits": None, "message": answer.message}
+    plan = answer.plan
+    shape = {"width": 0, "height": 0, "length": 0, "concessions": []} if plan is None else {
+        "width": plan.width, "height": plan.height, "length": plan.clip_latents * TEMPORAL_STRIDE - 3,
+        "concessions": list(plan.decisions)}
+    return {"fits": answer.fits, "message": answer.message, "card": card_json(machine),
+            "phases": [phase_json(cost) for cost in answer.phases], "budget": answer.budget.vram_bytes, **shape}
+
+
+def phase_json(cost: PhaseCost) -> dict[str, Any]:
+    return {"name": cost.phase, "parts": [{"name": name, "bytes": size} for name, size in cost.parts],
+            "peak": cost.vram_bytes}
+
+
+def card_json(machine: Machine) -> dict[str, Any]:
+    """The card, or the RAM where there is none. desktop, others: 0 also where they cannot be seen."""
+    card = machine.card
+    return {"name": card.name if card else machine.device, "total": machine.vram_total_bytes,
+            "free": machine.vram_available_bytes, "desktop": (card.desktop_bytes or 0) if card else 0,
+            "others": (card.others_bytes or 0) if card else 0}
