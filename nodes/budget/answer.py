@@ -11,7 +11,7 @@ from ..sampling.presets import find_preset
 from .graph import Asked, FindFile, read_gate
 from .planner import NothingFits, budget_of, make_plan
 from .probe import Budget, Machine
-from .report import LATENT_NOTES, STORED_NOTE
+from .report import LATENT_NOTES, STORED_NOTE, report
 
 STORED = frozenset({"int8", "4bit", "window"})  # what a memory that holds something has decided already
 
@@ -62,6 +62,13 @@ def notes_of(asked: Asked) -> list[str]:
     """What a plan's report says beside its decisions."""
     notes = [STORED_NOTE] if asked.is_stored else []
     return notes + (LATENT_NOTES if find_preset(asked.spec).strategy == "latent" else [])
+
+
+def answer_text(answer: Answer, machine: Machine) -> str:
+    """The answer as the gate's report."""
+    if answer.plan is None:
+        return answer.message
+    return report(answer.plan, machine, answer.budget, notes_of(answer.asked))
 
 
 def answer_json(answer: Answer, machine: Machine) -> dict[str, Any]:
