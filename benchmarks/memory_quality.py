@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,9 @@ from identity import device_name
 
 sys.path.append(str(TOYWORLD / "training"))
 from classify import NONE, classify
+from evaluate import Film, plan_films
 from vae import WanVAE
-from world import ACTIONS, COLORS, EMPTY, SCENES, SHAPES, caption
+from world import ACTIONS, COLORS, EMPTY, SCENES, SHAPES
 
 PARTS = ("body", "hat", "shape")
 LATER_ACTIONS = [ACTIONS.index(name) for name in ("walks left", "walks right", "jumps", "spins", "waves")]
@@ -39,7 +41,10 @@ CHUNK = CLIP_LATENTS // 2
 
 @dataclass(frozen=True)
 class Row:
-    """One way to remember. spec: changes to the preset's MemorySpec. away: clips, from 0, without the hero."""
+    """One way to remember. spec: changes to the preset's MemorySpec. away: clips, from 0, without the hero.
+
+    card: what the model card has for all three attributes in the last clip; then the films are its own, of 4 clips.
+    """
 
     spec: dict = field(default_factory=dict)
     clips: int = 8
@@ -48,6 +53,7 @@ class Row:
     reanchors: bool = False
     saves: str = ""  # "": no, "kv": after every clip, "latents": the same without K/V
     weights: str = "original"
+    card: float | None = None
 
 
 NO_SINK = {"sink_latents": 0}
@@ -78,24 +84,18 @@ ROWS = {
     "late hero, away 3 clips, retrieval": Row(RETRIEVAL, away=LATE),
     "late hero, away 3 clips, retrieval, no sink": Row(RETRIEVAL_2, away=LATE),
 }
+CARD_SHARES = {"full memory": 0.85, "window, no sink": 0.38, "no memory": 0.00, "re-anchored": 0.90, "int8": 0.85,
+               "4-bit": 0.85, "away 1 clip": 0.83, "away 1 clip, no sink": 0.00}
+ROWS |= {f"card's films, {name}": replace(ROWS[name], clips=4, card=share) for name, share in CARD_SHARES.items()}
 BASES = {(): "full memory", AWAY_1: "away 1 clip", AWAY_3: "away 3 clips", LATE: "late hero, away 3 clips"}
 
 
-@dataclass(frozen=True)
-class Film:
-    """What one film shows: identity (shape, body, hat), scene and action of every clip, as numbers of world.py."""
-
-    identity: tuple[int, int, int]
-    scenes: list[int]
-    actions: list[int]
-
-    def prompts(self, row: Row) -> list[str]:
-        """One per clip of the row; the first clip with the hero names him."""
-        first = next(clip for clip in range(row.clips) if clip not in row.away)
-        shown = list(zip(self.scenes, self.actions, strict=True))[: row.clips]
-        return [caption(scene, EMPTY if clip in row.away else action,
-                        self.identity if clip == first or row.reanchors else None)
-                for clip, (scene, action) in enumerate(shown)]
+def prompts_of(film: Film, row: Row) -> list[str]:
+    """One per clip of the row; the first clip with the hero names him."""
+    clips = range(row.clips)
+    actions = [EMPTY if clip in row.away else film.actions[clip] for clip in clips]
+    first = next(clip for clip in clips if clip not in row.away)
+    return replace(film, scenes=film.scenes[:row.clips], actions=actions).prompts(clips if row.reanchors else (first,))
 
 
 def plan_film(seed: int, clips: int = 10) -> Film:
@@ -108,6 +108,12 @@ def plan_film(seed: int, clips: int = 10) -> Film:
         scenes.append((scenes[-1] + int(random.integers(1, len(SCENES)))) % len(SCENES))
     actions = [int(random.choice(LATER_ACTIONS[:2])), *(int(random.choice(LATER_ACTIONS)) for _ in range(clips - 1))]
     return Film((shape, body, hat), scenes, actions)
+
+
+@cache
+def card_films() -> list[Film]:
+    """The films that the model card was measured on."""
+    return plan_films(48)
 
 
 def judge(frames: torch.Tensor, film: Film, is_away: bool) -> list[bool]:
@@ -139,8 +145,8 @@ def film_judge(comfyui: Path, scratch: Path, kinds: tuple[str, ...] = ("original
 
     @torch.inference_mode()
     def measure(row: Row, seed: int) -> list[list[bool]]:
-        film = plan_film(seed)
-        prompts = [encoder.encode_from_tokens_scheduled(encoder.tokenize(text)) for text in film.prompts(row)]
+        film = plan_film(seed) if row.card is None else card_films()[seed]
+        prompts = [encoder.encode_from_tokens_scheduled(encoder.tokenize(text)) for text in prompts_of(film, row)]
         last = _last_chunks(models[row.weights], prompts, row, seed, scratch)
         return [judge(_decode(vae, samples), film, clip in row.away) for clip, samples in enumerate(last)]
 
@@ -196,13 +202,15 @@ def table(results: dict[str, dict[str, list]]) -> str:
         counted = _counted(row)
         together = hits[:, counted]
         low, high = wilson(int(together.sum()), together.size)
-        base = BASES[row.away]
+        base = "card's films, " * (row.card is not None) + BASES[row.away]
         line = ""
         if name != base and base in results:
             shared = sorted(films.keys() & results[base].keys(), key=int)
             mine, other = (_hits({seed: one[seed] for seed in shared})[:, counted] for one in (films, results[base]))
             mean, *around = difference(mine, other)
             line = f"{mean:+.3f} ({around[0]:+.3f} to {around[1]:+.3f}) than {base}"
+        if row.card is not None:
+            line += f"{'; ' * bool(line)}clip 4 on the card {row.card:.2f}"
         by_clip = " ".join(f"{share:.2f}" for share in hits.mean(0))
         share = f"{together.mean():.3f} ({low:.3f} to {high:.3f})"
         lines.append(f"| {name} | {len(films)} | {by_clip} | {share} | {line} |")
@@ -215,7 +223,7 @@ def _hits(films: dict[str, list]) -> np.ndarray:
 
 def _counted(row: Row) -> list[int]:
     """Clips that say something: after the absence, or after clip 1."""
-    return list(range(max(row.away) + 1 if row.away else 1, 8))
+    return list(range(max(row.away) + 1 if row.away else 1, min(row.clips, 8)))
 
 
 def main() -> None:
