@@ -83,12 +83,13 @@ def prompt_of(content: dict) -> dict:
 
 def definitions(kinds: set[str]) -> dict[str, dict]:
     """What /object_info would say of these nodes; those that nobody here has are left out."""
-    import nodes
     from pack.nodes.budget import nodes as gates
     from pack.nodes.loading import nodes as loaders
     from pack.nodes.loading import nodes_checkpoint, nodes_save
     from pack.nodes.memory import nodes as memories
     from pack.nodes.memory import nodes_files
+
+    import nodes
 
     ours = {cls.GET_SCHEMA().node_id: cls for room in (gates, loaders, nodes_checkpoint, nodes_save, memories,
                                                        nodes_files) for cls in room.NODES}

@@ -1,20 +1,15 @@
 """What a clip costs, phase by phase: peaks of VRAM, RAM and disk in bytes, from shapes and dtypes.
 
-Where the numbers come from
-- traced: live tensors of ComfyUI 0.3.75's own modules and of our attention hook, followed on tensors without data
-  (tests/budget/test_cost_traced.py repeats it). Exact for what torch allocates by name.
-- measured (design.md, section 7): one H100, torch 2.11, SDPA, 1280x704. They hold what a trace cannot see: cuDNN and
-  cuBLAS workspaces. TI2V-5B, 97 frames in one forward: 10.95 GiB bf16, 4.17 GiB NF4; 14B at 1280x720, 65 frames, NF4:
-  13.17 GiB. VAE decode: 10.1 GiB (Wan 2.2), 9.3 GiB (Wan 2.1), with their weights. tests/budget/test_cost_model.py
-  compares.
-- assumed: the RAM and disk of encoding, which no decision hangs on.
+Formulas where torch allocates by name; where they end, the coefficients of data/<family>.json, each of which says
+whether it was traced, measured or assumed. tests/budget/test_cost_traced.py follows ComfyUI's own modules and our hook
+on tensors without data and compares; benchmarks/budget_accuracy.py measures on a card.
 
-The text encoder's weights are not in it: the gate does not know it, and ComfyUI streams what does not fit.
+The text encoder's weights count in RAM alone: ComfyUI streams what of them does not fit on the card.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..common.types import TEMPORAL_STRIDE, MemorySpec, ModelFacts, PhaseCost
 from ..interpolation.rife import interpolation_bytes
@@ -25,28 +20,19 @@ from ..memory.retrieval import ARCHIVE_CHUNKS
 from ..sampling.presets import find_preset
 from ..video.decode import CONTEXT_LATENTS, frame_count
 from ..video.tiles import middle_bytes, tile_spans, tiled_buffer_bytes
+from .coefficients import coefficients
 
 PHASES = ("text", "sampling", "decode", "interpolation", "encode")
 FLOAT32, FLOAT16 = 4, 2
 
 TEXT_TOKENS, TEXT_DIM, TEXT_FFN, TEXT_HEADS = 512, 4096, 10240, 64  # UMT5-XXL, the text encoder of every Wan
-WORKSPACE_BYTES = 64 * 2**20  # measured above the trace: cuBLAS workspace (32 MiB) and the allocator's rounding
-CONTEXT_BYTES = 450 * 2**20  # CUDA context and loaded kernels of one process on a 12 GB card (assumed)
-ROTATION_BYTES = 1024 + 1024  # per token: the float32 rotation table, [64, 2, 2] values, and once more while it is made
-
-# Peak of live values per decoded pixel and per base channel of the decoder, workspaces included, measured; the caches
-# of the causal convolutions (1784 values per pixel for Wan 2.2, 2365 for Wan 2.1, traced) are part of it.
-DECODE_VALUES = {"wan21": 5400 / 96, "wan22": 5240 / 160}
-# Of those, what caches that rest in RAM no longer take (traced on whole frames and tiles, the least), and all of them.
-PARKED_VALUES = {"wan21": 1900 / 96, "wan22": 1300 / 160}
-CACHE_VALUES = {"wan21": 2365 / 96, "wan22": 1784 / 160}
-MIDDLE_CHANNELS = {"wan21": 4, "wan22": 6.4}  # of the decoder's middle block, per base channel
-TILE_MARGIN = {"wan21": 20, "wan22": 40}  # pixels around a tile that its dearest layers compute too
-VACE_HIDDEN = 3  # hidden states that VACE's side blocks keep beside the forward: their stream, its skip, the embedding
+WAN = coefficients("wan")
+WORKSPACE_BYTES, CONTEXT_BYTES = int(WAN["workspace_bytes"]), int(WAN["context_bytes"])
+VAE_KINDS = ("wan21", "wan22")
+DECODE_VALUES = {kind: WAN[f"{kind}_decode_values"] for kind in VAE_KINDS}
+FRAGMENTED = ("memory", "activations", "latents")  # parts; decoding was measured with it
 CONDITION_CHANNELS = {"i2v": 20, "vace": 96}  # beside the noisy latents, by kind of model
-FRAME_COPIES = {"i2v": 3, "vace": 5}  # of a clip's float32 frames in RAM while what it begins with is encoded (assumed)
-ENCODER_FRAMES = 64  # frames inside x264 at once: 40 of lookahead, references, threads (assumed)
-FFV1_BYTES_PER_PIXEL = 2.0  # lossless RGB, upper end (assumed)
+SCORES_TOKENS = 512  # queries at once of an attention that is not fused (ComfyUI's sub-quadratic one)
 
 
 @dataclass(frozen=True)
@@ -62,7 +48,12 @@ class VaeFacts:
 
 @dataclass(frozen=True)
 class Job:
-    """One clip to be made: everything the peaks depend on. Sizes in pixels, whole multiples of the model's grid."""
+    """One clip to be made: everything the peaks depend on. Sizes in pixels, whole multiples of the model's grid.
+
+    decode_parked: the decoder's caches rest in RAM. offload_bytes: of the weights, that rest in RAM. prompts: 2 with
+    CFG. text_bytes: weights of the text encoder, 0 where it is not known. is_fused: the attention keeps no scores.
+    learned: (phase, bytes) that phases on this card took more than these formulas say, or less.
+    """
 
     facts: ModelFacts
     vae: VaeFacts
@@ -72,7 +63,12 @@ class Job:
     spec: MemorySpec
     decode_tile_px: int = 0
     interpolation_batch: int = 1
-    decode_parked: bool = False  # the decoder's caches rest in RAM
+    decode_parked: bool = False
+    offload_bytes: int = 0
+    prompts: int = 1
+    text_bytes: int = 0
+    is_fused: bool = True
+    learned: tuple[tuple[str, int], ...] = ()
 
     @property
     def is_latent(self) -> bool:
@@ -93,14 +89,17 @@ class Job:
 
 def phase_costs(job: Job) -> tuple[PhaseCost, ...]:
     """The predicted peaks of every phase, in the order of PHASES."""
-    return (text_cost(job.facts), sampling_cost(job), decode_cost(job), interpolation_cost(job), encode_cost(job))
+    costs = (text_cost(job), sampling_cost(job), decode_cost(job), interpolation_cost(job), encode_cost(job))
+    learned = dict(job.learned)
+    return tuple(_corrected(cost, learned.get(cost.phase, 0)) for cost in costs)
 
 
-def text_cost(facts: ModelFacts) -> PhaseCost:
-    """Activations of UMT5-XXL on 512 tokens (hidden states, gated feed-forward, scores); its weights are streamed."""
+def text_cost(job: Job) -> PhaseCost:
+    """Activations of UMT5-XXL on 512 tokens (hidden states, gated feed-forward, scores), and the encoder's weights
+    where it is known: ComfyUI streams what of them does not fit."""
     hidden = TEXT_TOKENS * (6 * TEXT_DIM + 3 * TEXT_FFN)
     scores = 3 * TEXT_HEADS * TEXT_TOKENS**2  # scores, position bias, softmax
-    return _phase("text", {"activations": (hidden + scores) * FLOAT32})
+    return _phase("text", {"weights": 0, "activations": (hidden + scores) * FLOAT32}, ram_bytes=job.text_bytes)
 
 
 def sampling_cost(job: Job) -> PhaseCost:
@@ -111,9 +110,10 @@ def sampling_cost(job: Job) -> PhaseCost:
     facts = job.facts
     widest_linear = facts.dim * max(facts.dim, facts.ffn_dim) * facts.dtype_bytes  # dequantised or cast for one use
     return _phase("sampling", {
-        "weights": facts.weight_bytes, "memory": resident_memory_bytes(job),
-        "activations": forward_bytes(job) + widest_linear, "latents": latents_bytes(job), "workspace": WORKSPACE_BYTES,
-    }, ram_bytes=kept_bytes(job) + _frames_bytes(job))
+        "weights": facts.weight_bytes - job.offload_bytes, "memory": resident_memory_bytes(job),
+        "activations": forward_bytes(job) + widest_linear + scores_bytes(job), "latents": latents_bytes(job),
+        "workspace": WORKSPACE_BYTES,
+    }, ram_bytes=kept_bytes(job) + _frames_bytes(job) + job.offload_bytes)
 
 
 def decode_cost(job: Job) -> PhaseCost:
@@ -123,17 +123,17 @@ def decode_cost(job: Job) -> PhaseCost:
 
     Disk: what Save Clip writes, the memory after the clip (its K/V too), the latents and the frames.
     """
-    vae, pixels = job.vae, _decoded_side(job, job.width) * _decoded_side(job, job.height)
-    per_channel = DECODE_VALUES[vae.kind] - (PARKED_VALUES[vae.kind] if job.decode_parked else 0)
-    decode = int(per_channel * vae.dim * pixels * vae.dtype_bytes)
-    parked = int(CACHE_VALUES[vae.kind] * vae.dim * pixels * vae.dtype_bytes) if job.decode_parked else 0
-    frames = frame_count(job.clip_latents, CONTEXT_LATENTS)
-    area = job.width * job.height
+    vae, pixels = job.vae, decoded_side(job, job.width) * decoded_side(job, job.height)
+    values = vae.dim * pixels * vae.dtype_bytes
+    saved = WAN[f"{vae.kind}_parked_values"] if job.decode_parked else 0
+    parked = int(WAN[f"{vae.kind}_cache_values"] * values) if job.decode_parked else 0
+    frames, area = frame_count(job.clip_latents, CONTEXT_LATENTS), job.width * job.height
     buffer = _tiled_ram_bytes(job, frames) if job.decode_tile_px else 0
     memory = kept_bytes(job)
     ram = memory + buffer + parked + 2 * TEMPORAL_STRIDE * 3 * area * FLOAT32
-    disk = int(frames * area * FFV1_BYTES_PER_PIXEL) + latents_bytes(job) + memory
-    return _phase("decode", {"weights": vae.weight_bytes, "decode": decode}, ram, disk)
+    disk = int(frames * area * WAN["ffv1_bytes_per_pixel"]) + latents_bytes(job) + memory
+    return _phase("decode", {"weights": vae.weight_bytes, "decode": int((DECODE_VALUES[vae.kind] - saved) * values)},
+                  ram, disk)
 
 
 def interpolation_cost(job: Job) -> PhaseCost:
@@ -147,11 +147,21 @@ def interpolation_cost(job: Job) -> PhaseCost:
 def encode_cost(job: Job) -> PhaseCost:
     """x264 on the CPU: its frames in 4:2:0 (1.5 bytes a pixel) and the ones on their way to it."""
     area = job.width * job.height
-    return PhaseCost("encode", 0, ram_bytes=int(ENCODER_FRAMES * 1.5 * area) + TEMPORAL_STRIDE * 3 * area * FLOAT32)
+    return _phase("encode", {}, int(WAN["encoder_frames"] * 1.5 * area) + TEMPORAL_STRIDE * 3 * area * FLOAT32)
 
 
 def _phase(phase: str, parts: dict[str, int], ram_bytes: int = 0, disk_bytes: int = 0) -> PhaseCost:
+    """parts: what is live at the peak; what the allocator holds beyond it comes on top."""
+    beyond = sum(size for name, size in parts.items() if name in FRAGMENTED)
+    parts = {name: size for name, size in {**parts, "fragmentation": int(WAN["fragmentation"] * beyond)}.items()
+             if size}
     return PhaseCost(phase, sum(parts.values()), ram_bytes, disk_bytes, tuple(parts.items()))
+
+
+def _corrected(cost: PhaseCost, learned: int) -> PhaseCost:
+    if not learned or not cost.parts:
+        return cost
+    return replace(cost, vram_bytes=cost.vram_bytes + learned, parts=(*cost.parts, ("learned", learned)))
 
 
 def tokens_per_latent(facts: ModelFacts, width: int, height: int) -> int:
@@ -177,7 +187,7 @@ def kept_bytes(job: Job) -> int:
     if job.is_latent:
         return 0
     archive = ARCHIVE_CHUNKS * _chunk_bytes(job, job.spec.precision) if job.spec.retrieved_latents else 0
-    return memory_bytes(job, job.spec.capacity_latents) + archive
+    return job.prompts * (memory_bytes(job, job.spec.capacity_latents) + archive)
 
 
 def resident_memory_bytes(job: Job) -> int:
@@ -187,9 +197,10 @@ def resident_memory_bytes(job: Job) -> int:
     if job.is_latent:
         return 0
     collected = _chunk_bytes(job, "int8" if spec.precision == "4bit" and spec.sink_latents else spec.precision)
+    kept = memory_bytes(job, spec.capacity_latents)
     if spec.placement == "vram":
-        return memory_bytes(job, spec.capacity_latents) + collected
-    return (2 * memory_bytes(job, spec.capacity_latents) + collected) // facts.layers
+        return job.prompts * (kept + collected)
+    return job.prompts * (2 * kept + collected) // facts.layers
 
 
 def forward_bytes(job: Job) -> int:
@@ -203,14 +214,15 @@ def forward_bytes(job: Job) -> int:
     tokens = job.forward_latents * tokens_per_latent(facts, job.width, job.height)
     hidden = tokens * facts.dim * facts.dtype_bytes
     wide = FLOAT32 / facts.dtype_bytes  # one float32 temporary, in hidden states
-    feed_forward = int(hidden * (3 + 2 * facts.ffn_dim / facts.dim))
-    turning = int(hidden * (5 + 3 * wide))
+    feed_forward = int(hidden * (WAN["feed_forward_hidden"] + 2 * facts.ffn_dim / facts.dim))
+    turning = int(hidden * (WAN["turning_hidden"] + 3 * wide))
     text = TEXT_TOKENS * (2 * TEXT_DIM + 4 * facts.dim) * facts.dtype_bytes
-    aside = tokens * ROTATION_BYTES + text + VACE_HIDDEN * hidden * (facts.kind == "vace")
+    vace = int(WAN["vace_hidden"] * hidden) if facts.kind == "vace" else 0
+    aside = int(tokens * WAN["rotation_bytes_per_token"]) + text + vace
     if job.is_latent:
         return max(feed_forward, turning) + aside
-    storing = int(hidden * (6.5 + 4 * wide)) if job.spec.precision != "model" else 0
-    recall = int(hidden * 6.5) + recall_bytes(job)
+    storing = int(hidden * (WAN["attention_hidden"] + 4 * wide)) if job.spec.precision != "model" else 0
+    recall = int(hidden * WAN["attention_hidden"]) + recall_bytes(job)
     return max(feed_forward, turning, storing, recall) + aside
 
 
@@ -220,22 +232,31 @@ def recall_bytes(job: Job) -> int:
     per_latent = tokens_per_latent(facts, job.width, job.height)
     as_stored = spec.precision == "model" and spec.placement == "vram"
     return layer_recall_bytes(facts.heads, facts.head_dim, spec.capacity_latents * per_latent,
-                              spec.chunk_latents * per_latent, facts.dtype_bytes, as_stored)
+                              spec.chunk_latents * per_latent, facts.dtype_bytes, as_stored, job.prompts)
 
 
-def _decoded_side(job: Job, side: int) -> int:
+def scores_bytes(job: Job) -> int:
+    """Scores of an attention that is not fused, for the queries that it takes at once: float32, and their softmax."""
+    if job.is_fused:
+        return 0
+    remembered = 0 if job.is_latent else job.spec.capacity_latents
+    keys = (job.forward_latents + remembered) * tokens_per_latent(job.facts, job.width, job.height)
+    return 2 * job.facts.heads * SCORES_TOKENS * keys * FLOAT32
+
+
+def decoded_side(job: Job, side: int) -> int:
     """Pixels of a frame's side that are decoded at once: all of them, or the largest tile with its margin."""
     stride = job.vae.spatial_stride
     if not job.decode_tile_px:
         return side
     tile = max(stop - start for start, stop in tile_spans(side // stride, job.decode_tile_px // stride)) * stride
-    return min(side, tile + 2 * TILE_MARGIN[job.vae.kind])
+    return min(side, tile + 2 * int(WAN[f"{job.vae.kind}_tile_margin_px"]))
 
 
 def _tiled_ram_bytes(job: Job, frames: int) -> int:
     vae = job.vae
     h, w = job.height // vae.spatial_stride, job.width // vae.spatial_stride
-    channels = int(MIDDLE_CHANNELS[vae.kind] * vae.dim)
+    channels = int(WAN[f"{vae.kind}_middle_channels"] * vae.dim)
     middle = middle_bytes(job.clip_latents + CONTEXT_LATENTS, h, w, channels, vae.dtype_bytes)
     return tiled_buffer_bytes(frames, job.height, job.width) + middle
 
@@ -250,7 +271,7 @@ def latents_bytes(job: Job) -> int:
 
 def _frames_bytes(job: Job) -> int:
     """Frames of a clip in RAM on their way into the VAE, for checkpoints that are given all of them."""
-    copies = FRAME_COPIES.get(job.facts.kind, 0) if job.is_latent else 0
+    copies = int(WAN.get(f"{job.facts.kind}_frame_copies", 0)) if job.is_latent else 0
     return copies * TEMPORAL_STRIDE * job.forward_latents * 3 * job.width * job.height * FLOAT32
 
 

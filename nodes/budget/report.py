@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from ..common.types import TEMPORAL_STRIDE, RenderPlan
 from ..memory.words import in_short
-from .cost_model import Job, decode_cost, sampling_cost
+from .cost_model import WAN, Job, decode_cost, sampling_cost
 from .probe import GIB, Budget, Machine
+from .timing import offload_share, percent, ram_share, tile_share
 
 PHASE_NAMES = {"text": "text encoding", "sampling": "sampling", "decode": "decoding", "interpolation": "interpolation",
                "encode": "video file"}
@@ -28,7 +29,7 @@ def gb(size_bytes: float) -> str:
 
 def decisions(start: Job, way: Sequence[tuple[str, Job]], chosen: Job, asked_size: tuple[int, int],
               asked_clip_s: float) -> tuple[str, ...]:
-    """One plain sentence per decision: what was rounded, and what each concession on the way saves.
+    """One plain sentence per decision: what was rounded, and what each concession on the way saves and costs.
 
     start: the job as asked. way: the steps taken, each with the job after it. chosen: the last of them with its tile.
     """
@@ -52,7 +53,7 @@ def report(plan: RenderPlan, machine: Machine, budget: Budget, notes: Sequence[s
         lines.append(f"{PHASE_NAMES[cost.phase]:<14}{_cell(cost.vram_bytes):>9}{gb(plan.budget_bytes - vram):>11}"
                      f"{_cell(cost.ram_bytes):>9}{_cell(cost.disk_bytes):>9}")
     lines += ["Predicted peaks while one clip is made. The text encoder's own weights are not counted: ComfyUI streams "
-              "those that do not fit.", "", *plan.decisions, *notes, *_seen(machine)]
+              "those that do not fit.", "", *plan.decisions, *notes, *seen(machine)]
     return "\n".join(lines)
 
 
@@ -60,19 +61,32 @@ def _cell(size_bytes: int) -> str:
     return gb(size_bytes) if size_bytes else "-"
 
 
-def _seen(machine: Machine) -> list[str]:
-    lines = []
-    if machine.card is not None and machine.card.others_bytes:
-        lines.append(f"Other programs hold {gb(machine.card.others_bytes)} of {machine.card.name}.")
+def seen(machine: Machine) -> list[str]:
+    """What is on the card and on the disks, and what could not be looked at."""
+    lines, card = [], machine.card
+    if card is not None and card.others_bytes:
+        names = ", ".join(f"{process.name} {gb(process.bytes or 0)}" for process in card.processes
+                          if not process.is_desktop)
+        lines.append(f"Other programs hold {gb(card.others_bytes)} of {card.name}: {names}.")
+    if card is not None and card.desktop_bytes:
+        lines.append(f"The desktop holds {gb(card.desktop_bytes)} of it.")
+    if machine.held and not machine.unified:
+        held = ", ".join(f"{name} {gb(size)}" for name, size in machine.held)
+        lines.append(f"ComfyUI holds {held}: moved away where the room is needed.")
+    disks = [f"{disk.name} {disk.write_bytes_s / 1e6:.0f} MB/s, {gb(disk.free_bytes or 0)} free"
+             for disk in machine.disks if disk.write_bytes_s is not None]
+    if disks:
+        lines.append(f"Disks, measured: {'; '.join(disks)}.")
     return [*lines, *(f"Not seen: {sentence}." for sentence in machine.unseen)]
 
 
 def _rounded_size(start: Job, asked: tuple[int, int]) -> list[str]:
     if asked == (start.width, start.height):
         return []
-    facts = start.facts
+    step_w, step_h = (start.facts.spatial_stride * start.facts.patch[i] for i in (2, 1))
+    larger = f"{-(-asked[0] // step_w) * step_w}x{-(-asked[1] // step_h) * step_h}"
     return [f"Size {asked[0]}x{asked[1]} became {start.width}x{start.height}: the model works in steps of "
-            f"{facts.spatial_stride * facts.patch[2]}x{facts.spatial_stride * facts.patch[1]} pixels."]
+            f"{step_w}x{step_h} pixels. The next larger size is {larger}."]
 
 
 def _rounded_clip(start: Job, asked_s: float) -> list[str]:
@@ -87,11 +101,11 @@ def _tiling(chosen: Job) -> list[str]:
     if chosen.decode_tile_px:
         saved = decode_cost(replace(without, decode_tile_px=0)).vram_bytes - decode_cost(without).vram_bytes
         sentences.append(f"Frames decoded in tiles of up to {chosen.decode_tile_px} pixels: saves {gb(saved)} of VRAM, "
-                         "no seam.")
+                         f"costs {percent(tile_share(chosen))} of the decoding time, no seam.")
     if chosen.decode_parked:
         saved = decode_cost(without).vram_bytes - decode_cost(chosen).vram_bytes
-        sentences.append(f"The decoder's caches rest in RAM: saves {gb(saved)} of VRAM, costs some time, changes no "
-                         "pixel.")
+        sentences.append(f"The decoder's caches rest in RAM: saves {gb(saved)} of VRAM, costs "
+                         f"{percent(WAN['park_share'])} of the decoding time, changes no pixel.")
     return sentences
 
 
@@ -113,15 +127,21 @@ def _kind(step: str) -> str:
 def _sentence(kind: str, before: Job, after: Job, saved: str) -> str:
     if kind == "precision":
         bits = {"int8": "8 bits", "4bit": "4 bits (the first seconds in 8)"}[after.spec.precision]
-        return f"Memory stored in {bits}: saves {saved} of VRAM."
+        return f"Memory stored in {bits}: saves {saved} of VRAM, costs some closeness to the original, hardly any time."
     if kind == "ram":
-        return f"Memory kept in RAM: saves {saved} of VRAM, costs some time, changes no pixel."
+        return f"Memory kept in RAM: saves {saved} of VRAM, costs {percent(ram_share(after))} time, changes no pixel."
+    if kind == "offload":
+        return (f"{gb(after.offload_bytes)} of the model rest in RAM: saves {saved} of VRAM, costs "
+                f"{percent(offload_share(after))} time, changes no pixel.")
     if kind == "window":
         given_up = " and ".join(f"{name} from {_seconds(before, field)} to {_seconds(after, field)} s"
                                 for name, field in (("window shortened", "window_latents"),
                                                     ("places for chunks brought back cut", "retrieved_latents"))
                                 if getattr(before.spec, field) != getattr(after.spec, field))
         return f"Memory {given_up}: saves {saved} of VRAM; the model sees less of what came before."
+    if kind == "size":
+        return (f"Size lowered from {before.width}x{before.height} to {after.width}x{after.height}: saves {saved} of "
+                "VRAM while sampling, and some while decoding.")
     return f"Clips shortened from {_clip_s(before):.1f} to {_clip_s(after):.1f} s: saves {saved} of VRAM."
 
 

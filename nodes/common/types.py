@@ -226,7 +226,8 @@ class ModelFacts:
 class PhaseCost:
     """Predicted peaks of one phase ("text", "sampling", "decode", "interpolation", "encode"), in bytes.
 
-    parts: what vram_bytes is made of, as (name, bytes); they add up to it.
+    parts: what vram_bytes is made of, as (name, bytes); they add up to it. "fragmentation" is what the allocator holds
+    beyond what is live.
     """
 
     phase: str
@@ -234,6 +235,11 @@ class PhaseCost:
     ram_bytes: int = 0
     disk_bytes: int = 0
     parts: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def live_bytes(self) -> int:
+        """What tensors take at the peak (torch.cuda.max_memory_allocated)."""
+        return self.vram_bytes - dict(self.parts).get("fragmentation", 0)
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,8 @@ class RenderPlan:
     clip_latents: latents per clip, a multiple of the chunk. spec: the fitted memory. decode_tile_px: 0 decodes whole
     frames. interpolation_batch: frame pairs per RIFE call. budget_bytes: VRAM planned with (RAM on a CPU). phases:
     predicted peaks. decisions: one plain sentence per decision. decode_caches_in_ram: the decoder's caches rest in RAM.
+    weights_in_ram_bytes: what of the model rests in RAM while it samples. profile: what is given up first. model: whom
+    it was made for, None where that is not known. card: the name of the device that it was made on.
     """
 
     width: int
@@ -255,6 +263,10 @@ class RenderPlan:
     phases: tuple[PhaseCost, ...]
     decisions: tuple[str, ...]
     decode_caches_in_ram: bool = False
+    weights_in_ram_bytes: int = 0
+    profile: str = "balanced"
+    model: ModelFacts | None = None
+    card: str = ""
 
     @property
     def clip_s(self) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pack.nodes.budget.cost_model import (
@@ -61,7 +63,7 @@ def test_sampling_peak_is_near_the_measured_one(facts, size, latents, weights_gi
     facts = replace(facts, weight_bytes=int(weights_gib * GIB))
     asked = job(facts, size=size, clip_latents=latents, sink=0, window=0, chunk=latents)
     collected = memory_bytes(replace(asked, spec=replace(asked.spec, window_latents=latents)), latents)
-    predicted = (sampling_cost(asked).vram_bytes - collected) / GIB
+    predicted = (sampling_cost(asked).live_bytes - collected) / GIB
     assert measured_gib - 0.05 < predicted < 1.08 * measured_gib
 
 
@@ -71,9 +73,70 @@ def test_decode_peak_is_the_measured_one_when_untiled(vae, measured_gib):
 
 
 def test_vram_does_not_grow_with_the_clip_but_for_its_latents():
-    short, long = (sampling_cost(job(clip_latents=latents)).vram_bytes for latents in (24, 72))
+    short, long = (sampling_cost(job(clip_latents=latents)).live_bytes for latents in (24, 72))
     assert long - short == 5 * 48 * 48 * 44 * 80 * 4
     assert decode_cost(job(clip_latents=24)).vram_bytes == decode_cost(job(clip_latents=72)).vram_bytes
+
+
+def test_parts_add_up_to_the_peak_and_say_what_the_allocator_holds():
+    for cost in phase_costs(job()):
+        assert sum(size for _, size in cost.parts) == cost.vram_bytes
+    parts = dict(sampling_cost(job()).parts)
+    assert parts["fragmentation"] == int(0.03 * (parts["memory"] + parts["activations"] + parts["latents"]))
+
+
+def test_weights_in_ram_leave_vram_and_come_to_ram():
+    whole, part = sampling_cost(job()), sampling_cost(replace(job(), offload_bytes=GIB))
+    assert whole.vram_bytes - part.vram_bytes == part.ram_bytes - whole.ram_bytes == GIB
+
+
+def test_cfg_doubles_the_memory_and_its_scratch_but_not_the_forward():
+    one, two = (dict(sampling_cost(replace(job(), prompts=prompts)).parts) for prompts in (1, 2))
+    assert two["memory"] == 2 * one["memory"] and two["weights"] == one["weights"]
+    assert one["activations"] <= two["activations"] < 1.5 * one["activations"]
+    assert kept_bytes(replace(job(), prompts=2)) == 2 * kept_bytes(job())
+
+
+def test_attention_that_is_not_fused_pays_for_its_scores():
+    fused, other = (dict(sampling_cost(replace(job(), is_fused=is_fused)).parts) for is_fused in (True, False))
+    keys = (8 + 32) * 880
+    assert other["activations"] - fused["activations"] == 2 * 24 * 512 * keys * 4
+
+
+def test_what_was_learned_is_added_to_its_phase_alone():
+    asked = replace(job(), learned=(("sampling", 100 * 2**20), ("decode", -(2**20)), ("encode", 5)))
+    for before, after in zip(phase_costs(job()), phase_costs(asked), strict=True):
+        assert after.vram_bytes - before.vram_bytes == {"sampling": 100 * 2**20, "decode": -(2**20)}.get(after.phase, 0)
+        assert sum(size for _, size in after.parts) == after.vram_bytes
+
+
+def test_the_text_encoders_weights_count_in_ram():
+    costs = dict(zip(PHASES, phase_costs(replace(job(), text_bytes=6 * GIB)), strict=True))
+    assert costs["text"].ram_bytes == 6 * GIB
+    assert costs["text"].vram_bytes == dict(zip(PHASES, phase_costs(job()), strict=True))["text"].vram_bytes
+
+
+@pytest.mark.parametrize("change", [
+    lambda entry: entry.pop("how"), lambda entry: entry.update(how="guessed"), lambda entry: entry.update(note=""),
+    lambda entry: entry.update(value="many"),
+])
+def test_a_coefficient_without_its_source_is_refused(change, tmp_path, monkeypatch):
+    from pack.nodes.budget import coefficients as module
+
+    content = json.loads((module.DATA / "wan.json").read_text(encoding="utf-8"))
+    change(content["coefficients"]["workspace_bytes"])
+    (tmp_path / "wan.json").write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.setattr(module, "DATA", tmp_path)
+    with pytest.raises(ValueError, match=r"cost of a wan model needs its coefficients, but got wan\.json"):
+        module.coefficients.__wrapped__("wan")
+
+
+def test_the_measuring_script_of_every_family_is_there():
+    from pack.nodes.budget.coefficients import DATA
+
+    for path in DATA.glob("*.json"):
+        script = json.loads(path.read_text(encoding="utf-8"))["script"].split()[0]
+        assert (Path(__file__).resolve().parents[2] / script).is_file(), script
 
 
 def test_every_concession_costs_less_than_what_it_replaces():
@@ -101,7 +164,7 @@ def test_whole_clip_of_an_ordinary_checkpoint_is_near_the_measured_peak(facts, p
     """What was measured is one forward over so many latents: the clip, and the one that it begins with."""
     asked = latent(replace(facts, weight_bytes=int(weights_gib * GIB)), preset, size, latents - 1)
     assert asked.forward_latents == latents
-    predicted = sampling_cost(asked).vram_bytes / GIB
+    predicted = sampling_cost(asked).live_bytes / GIB
     assert measured_gib - 0.05 < predicted < 1.08 * measured_gib
 
 
@@ -127,7 +190,7 @@ def test_latents_of_a_forward_count_overlap_and_reference(preset, kind, spec, la
 def test_conditions_and_frames_are_counted_for_checkpoints_that_are_given_the_whole_clip():
     text, image = (latent(replace(T2V_14B, kind=kind), "wan21_i2v_14b", (1280, 720), 20) for kind in ("t2v", "i2v"))
     conditions = 2 * 20 * 21 * 90 * 160 * 4
-    assert sampling_cost(image).vram_bytes - sampling_cost(text).vram_bytes == conditions
+    assert sampling_cost(image).live_bytes - sampling_cost(text).live_bytes == conditions
     assert sampling_cost(image).ram_bytes == 3 * 84 * 3 * 1280 * 720 * 4 and sampling_cost(text).ram_bytes == 0
 
 
