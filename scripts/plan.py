@@ -106,7 +106,7 @@ def print_plans(graph: dict, options: argparse.Namespace) -> int:
 
     import comfy.model_management as mm
     from pack.nodes.budget.answer import answer_graph, answer_text
-    from pack.nodes.budget.bridge import compute_bytes, look_around
+    from pack.nodes.budget.bridge import compute_bytes, is_fused, look_around, records
     from pack.nodes.budget.bridge_route import find_file
     from pack.nodes.budget.graph import gates_of
 
@@ -121,7 +121,8 @@ def print_plans(graph: dict, options: argparse.Namespace) -> int:
     if options.ram is not None:
         machine = replace(machine, ram_available_bytes=int(options.ram * 2**30))
     for gate in gates:
-        answer = answer_graph(graph, gate, find, compute_bytes(device), machine, options.vram)
+        answer = answer_graph(graph, gate, find, compute_bytes(device), machine, options.vram,
+                              machine.unified or is_fused(), records())
         print(f"Gate {gate}:" if len(gates) > 1 else "", answer_text(answer, machine), sep="\n" if gates[1:] else "")
         worst = max(worst, {True: FITS, False: TOO_LARGE, None: UNKNOWN}[answer.fits])
     return worst

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..common.types import TEMPORAL_STRIDE, PhaseCost, RenderPlan
+from ..common.types import TEMPORAL_STRIDE, MemorySpec, PhaseCost, RenderPlan
+from ..sampling.latent_presets import LATENT_RECIPES
 from ..sampling.presets import find_preset
-from .graph import Asked, FindFile, read_gate
-from .planner import NothingFits, budget_of, make_plan
+from .graph import DEFAULTS, Asked, FindFile, read_gate
+from .learned import Record, corrections
+from .planner import Extras, NothingFits, budget_of, make_plan
 from .probe import Budget, Machine
 from .report import LATENT_NOTES, STORED_NOTE, report
 
 STORED = frozenset({"int8", "4bit", "window"})  # what a memory that holds something has decided already
+PINS = {"keep_precision": ("int8", "4bit"), "keep_placement": ("ram",), "keep_window": ("window",),
+        "keep_clip": ("clip",), "keep_on_card": ("offload",)}  # input of the gate -> steps that it forbids
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,16 @@ class Answer:
 
 
 def answer_graph(graph: Mapping[str, Any], node_id: str, find: FindFile, compute_bytes: int, machine: Machine,
-                 vram_gb: float | None = None) -> Answer:
+                 vram_gb: float | None = None, is_fused: bool = True, records: Sequence[Record] = ()) -> Answer:
     """The plan of the Budget Gate `node_id`, made from the graph and from headers of files alone.
 
-    vram_gb: another budget than the gate's own. Never raises for what stands in the graph: the answer says it.
+    vram_gb: another budget than the gate's own. is_fused, records: as for plan_asked. Never raises for what stands in
+    the graph: the answer says it.
     """
     try:
         asked = read_gate(graph, node_id, find, 2 if vram_gb else compute_bytes)
         budget = budget_of(machine, asked.values["budget_gb"] if vram_gb is None else vram_gb)
-        plan = plan_asked(asked, budget)
+        plan = plan_asked(asked, budget, machine, is_fused, records)
     except NothingFits as error:
         return Answer(str(error), asked, budget, None, error.phases)
     except TypeError as error:
@@ -51,11 +57,25 @@ def answer_graph(graph: Mapping[str, Any], node_id: str, find: FindFile, compute
     return Answer("\n".join((*plan.decisions, *notes_of(asked))), asked, budget, plan, plan.phases)
 
 
-def plan_asked(asked: Asked, budget: Budget) -> RenderPlan:
-    """make_plan for what a gate was given."""
-    values = asked.values
+def plan_asked(asked: Asked, budget: Budget, machine: Machine, is_fused: bool = True,
+               records: Sequence[Record] = ()) -> RenderPlan:
+    """make_plan for what a gate was given.
+
+    is_fused: the attention of this machine keeps no scores. records: what was measured on it before (learned.py).
+    """
+    values, held = {**DEFAULTS, **asked.values}, STORED if asked.is_stored else frozenset()
+    pinned = held.union(*(steps for name, steps in PINS.items() if values[name]))
+    card = machine.name or machine.device
+    extras = Extras(bool(values["may_shrink"]), 1 if _is_one(values["cfg"], asked.spec) else 2, asked.text_bytes,
+                    is_fused, corrections(records, card, asked.facts), card)
     return make_plan(asked.facts, asked.vae, values["width"], values["height"], values["clip_seconds"], asked.spec,
-                     values["profile"], budget, STORED if asked.is_stored else frozenset())
+                     values["profile"], budget, pinned, extras)
+
+
+def _is_one(cfg: float, spec: MemorySpec) -> bool:
+    """Whether a clip samples the positive prompt alone; 0 = as the recipe says."""
+    recipe = LATENT_RECIPES.get(spec.preset)
+    return math.isclose(cfg or (recipe.cfg if recipe else 1.0), 1.0)
 
 
 def notes_of(asked: Asked) -> list[str]:

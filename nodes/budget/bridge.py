@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import comfy.ldm.modules.attention as attention
 import comfy.model_management as mm
 import folder_paths
 import torch
 
-from ..common.compat import model_facts
+from ..common.compat import model_facts, user_folder
 from ..common.errors import message
 from ..common.types import ModelFacts
 from ..video.decode import wan_decoder_traits
 from .cost_model import CONTEXT_BYTES, VaeFacts
 from .graph import CARD_BYTES
+from .learned import FILE, Record, read_records
 from .probe import Machine, see_disk, see_ram
 from .probe_card import card_free_bytes, see_card
 
@@ -66,13 +68,13 @@ def look_around(device: torch.device, resident_bytes: int = 0, measure_disks: bo
     if device.type in ("cpu", "mps"):
         free = ram.available_bytes + resident_bytes
         return Machine(str(device), True, ram.total_bytes, free, 0, ram.total_bytes, free, disks[0].free_bytes, None,
-                       unseen, ram.swap_free_bytes, disks, loaded_models(device))
+                       unseen, ram.swap_free_bytes, disks, loaded_models(device), str(device))
     held, total = loaded_models(device), int(mm.get_total_memory(device))
     card, no_card = _see_card(device, total)
     free = card_free_bytes(card, *map(int, mm.get_free_memory(device, torch_free_too=True)))
     return Machine(str(device), False, total, free + sum(size for _, size in held), int(mm.extra_reserved_memory()),
                    ram.total_bytes, ram.available_bytes, disks[0].free_bytes, card,
-                   (*filter(None, (no_card,)), *unseen), ram.swap_free_bytes, disks, held)
+                   (*filter(None, (no_card,)), *unseen), ram.swap_free_bytes, disks, held, _name(device))
 
 
 def loaded_models(device: torch.device) -> tuple[tuple[str, int], ...]:
@@ -85,6 +87,21 @@ def compute_bytes(device: torch.device) -> int:
     """Bytes of a value of the dtype that ComfyUI computes a Wan model in on this device."""
     dtype = mm.unet_dtype(device=device, supported_dtypes=[torch.bfloat16, torch.float16, torch.float32])
     return dtype.itemsize
+
+
+def is_fused() -> bool:
+    """Whether the attention that ComfyUI uses keeps no scores: torch's own, xFormers, Sage and Flash do not."""
+    return attention.optimized_attention not in (attention.attention_basic, attention.attention_split,
+                                                 attention.attention_sub_quad)
+
+
+def records() -> tuple[Record, ...]:
+    """What was measured on this machine before."""
+    return read_records(user_folder() / FILE)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _see_card(device: torch.device, total: int) -> tuple[Any, str]:

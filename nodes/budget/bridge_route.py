@@ -11,7 +11,7 @@ import folder_paths
 from aiohttp import web
 
 from .answer import answer_graph, answer_json, card_json
-from .bridge import compute_bytes, look_around
+from .bridge import compute_bytes, is_fused, look_around, records
 
 PLAN, VRAM = "/videomemory/plan", "/videomemory/vram"
 MEMORIES = "videomemory/memories"  # inside the output folder, where Save Memory writes
@@ -48,7 +48,8 @@ async def get_vram(_request: web.Request) -> web.Response:
 def plan_json(graph: dict, node_id: str) -> dict[str, Any]:
     device = mm.get_torch_device()
     machine = look_around(device)
-    return answer_json(answer_graph(graph, node_id, find_file, compute_bytes(device), machine), machine)
+    return answer_json(answer_graph(graph, node_id, find_file, compute_bytes(device), machine,
+                                    is_fused=machine.unified or is_fused(), records=records()), machine)
 
 
 def find_file(folder: str, name: str) -> str | None:

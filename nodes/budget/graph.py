@@ -31,7 +31,9 @@ MODELS = {  # class -> (folder, input with the file's name, input with the kind 
 VAES = {"VAELoader": ("vae", "vae_name"),
         **{name: row[:2] for name, row in MODELS.items() if row[0] == CHECKPOINTS}}
 LORAS = ("VideoMemoryLoadLora", "LoraLoaderModelOnly", "LoraLoader")
-DEFAULTS = {"width": 1280, "height": 704, "clip_seconds": 4.0, "budget_gb": 0.0, "profile": "balanced"}
+DEFAULTS = {"width": 1280, "height": 704, "clip_seconds": 4.0, "budget_gb": 0.0, "profile": "balanced", "cfg": 0.0,
+            "keep_precision": False, "keep_placement": False, "keep_window": False, "keep_clip": False,
+            "keep_on_card": False, "may_shrink": False}  # the gate's inputs, and what those of older graphs mean
 MAX_LINKS = 200  # on the way up from the gate; a longer way is a circle
 
 FindFile = Callable[[str, str], str | None]  # (folder of models/, name) -> path
@@ -43,13 +45,17 @@ class Unknown(ValueError):
 
 @dataclass(frozen=True)
 class Asked:
-    """The inputs of a gate. is_stored: its memory holds clips already. values: the gate's further inputs by name."""
+    """The inputs of a gate. is_stored: its memory holds clips already. values: DEFAULTS as they were typed.
+
+    text_bytes: weights of the text encoder, 0 where it is not known.
+    """
 
     facts: ModelFacts
     vae: VaeFacts
     spec: MemorySpec
     is_stored: bool
     values: Mapping[str, Any]
+    text_bytes: int = 0
 
 
 def read_gate(graph: Mapping[str, Any], node_id: str, find: FindFile, compute_bytes: int) -> Asked:
@@ -59,13 +65,9 @@ def read_gate(graph: Mapping[str, Any], node_id: str, find: FindFile, compute_by
     which computes in 16 bits.
     """
     reader = _Reader(graph, find)
-    gate = reader.node(node_id)
-    if gate.get("class_type") != GATE:
+    if reader.node(node_id).get("class_type") != GATE:
         raise Unknown(f"Node {node_id} is no VRAM Budget Gate.")
     values = {name: reader.value(node_id, name, default) for name, default in DEFAULTS.items()}
-    for name in gate.get("inputs", {}):
-        if name not in ("model", "vae", "memory"):
-            values[name] = reader.value(node_id, name)
     size = CARD_BYTES if values["budget_gb"] else compute_bytes
     spec, is_stored = reader.memory(node_id)
     return Asked(reader.model(node_id, size), reader.vae(node_id, size), spec, is_stored, values)

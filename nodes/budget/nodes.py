@@ -7,10 +7,31 @@ from dataclasses import replace
 from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, schema
 from ..common.types import TEMPORAL_STRIDE, VideoMemory
 from .answer import notes_of, plan_asked
-from .bridge import look_around, model_facts_on, vae_facts
+from .bridge import is_fused, look_around, model_facts_on, records, vae_facts
 from .graph import Asked
 from .planner import PROFILES, budget_of, check_profile
 from .report import report
+
+_OPTIONAL = (
+    field(io.Float, "cfg", default=0.0, min=0.0, max=30.0, step=0.1, round=0.01, optional=True,
+          tooltip="What Clip Sampler will use. 0 = as the checkpoint's recipe says. Other than 1 a causal checkpoint "
+                  "remembers twice, once for each prompt."),
+    field(io.Boolean, "keep_precision", display_name="keep memory precision", default=False, optional=True,
+          tooltip="On = keys and values stay as Persistent Memory says, whatever else has to be given up."),
+    field(io.Boolean, "keep_placement", display_name="keep memory in VRAM", default=False, optional=True,
+          tooltip="On = a memory that is in VRAM stays there."),
+    field(io.Boolean, "keep_window", display_name="keep memory length", default=False, optional=True,
+          tooltip="On = the window is not shortened."),
+    field(io.Boolean, "keep_clip", display_name="keep clip length", default=False, optional=True,
+          tooltip="On = clips are not shortened."),
+    field(io.Boolean, "keep_on_card", display_name="keep the model on the card", default=False, optional=True,
+          tooltip="On = no part of the model is planned to rest in RAM, which would make every step slower."),
+    field(io.Boolean, "may_shrink", display_name="may lower the size", default=False, optional=True,
+          tooltip="On = when all else does not help, the largest smaller size that fits is taken. Off = it is refused, "
+                  "and the nearest plans that fit are named."),
+    field(io.Clip, "clip", optional=True,
+          tooltip="The text encoder, to count its weights too; it is not loaded for this."),
+)
 
 
 class BudgetGate(io.ComfyNode):
@@ -40,6 +61,7 @@ class BudgetGate(io.ComfyNode):
                       tooltip="What is given up first. balanced: memory precision, then its place in VRAM. quality: "
                               "time first. speed: never RAM before a shorter window. minimum_vram: as little as "
                               "possible."),
+                *_OPTIONAL,
             ],
             outputs=[
                 RenderPlanIO.Output(id="plan", display_name="plan",
@@ -67,13 +89,14 @@ class BudgetGate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, memory: VideoMemory, width: int, height: int, clip_seconds: float, budget_gb: float,
-                profile: str) -> io.NodeOutput:
-        machine = look_around(model.load_device, int(model.model_size()) + int(vae.model_size()))
+                profile: str, clip=None, **others: float | bool) -> io.NodeOutput:
+        machine = look_around(model.load_device, int(model.model_size()) + int(vae.model_size()), measure_disks=True)
         budget = budget_of(machine, budget_gb)
         is_card = machine.unified and budget_gb > 0
-        asked = Asked(model_facts_on(model, is_card), vae_facts(vae, is_card), memory.spec, bool(memory.blocks), {
-            "width": width, "height": height, "clip_seconds": clip_seconds, "profile": profile})
-        plan = plan_asked(asked, budget)
+        asked = Asked(model_facts_on(model, is_card), vae_facts(vae, is_card), memory.spec, bool(memory.blocks),
+                      {"width": width, "height": height, "clip_seconds": clip_seconds, "profile": profile, **others},
+                      int(clip.patcher.model_size()) if clip is not None else 0)
+        plan = plan_asked(asked, budget, machine, machine.unified or is_fused(), records())
         return io.NodeOutput(plan, replace(memory, spec=plan.spec), plan.width, plan.height,
                              TEMPORAL_STRIDE * plan.clip_latents - 3, report(plan, machine, budget, notes_of(asked)))
 

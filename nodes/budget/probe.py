@@ -44,7 +44,7 @@ class Machine:
     unified: the device computes in system memory (CPU), so that VRAM and RAM are one purse. vram_available_bytes: free
     on the device, or held by models that ComfyUI can move off. vram_reserved_bytes: what ComfyUI keeps free of that.
     disk_free_bytes: of the output folder, None where unknown. unseen: what could not be looked at, in words. held: what
-    ComfyUI has on the device now, as (model, bytes).
+    ComfyUI has on the device now, as (model, bytes). name: of the device, for people.
     """
 
     device: str
@@ -60,6 +60,7 @@ class Machine:
     swap_free_bytes: int = 0
     disks: tuple[DiskView, ...] = ()
     held: tuple[tuple[str, int], ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import folder_paths
 from comfy_api.latest import ComfyExtension, io, ui  # noqa: F401  (re-exported for the rooms' nodes.py)
 
 from .errors import message
@@ -72,6 +74,17 @@ def node_progress(total: int, node_id: str | None = None) -> Progress:
         say=say,
         check_cancel=comfy.model_management.throw_exception_if_processing_interrupted,
     )
+
+
+def user_folder() -> Path:
+    """Where the pack keeps what belongs to this machine: videomemory in ComfyUI's user folder. It need not exist."""
+    return Path(folder_paths.get_user_directory()) / "videomemory"
+
+
+def other_models_bytes(device: Any, own: Any) -> int:
+    """Bytes that models other than the one of this patcher hold on a device."""
+    return sum(int(loaded.model_loaded_memory()) for loaded in comfy.model_management.current_loaded_models
+               if loaded.device == device and loaded.model is not None and loaded.model.model is not own.model)
 
 
 def model_facts(model: Any) -> ModelFacts:

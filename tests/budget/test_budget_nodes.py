@@ -120,7 +120,7 @@ def test_ti2v_5b_is_planned_from_its_shapes_alone(gate, empty_5b):
     assert fitted.spec == plan.spec
     assert "a 24 GB card" in text
     with pytest.raises(RuntimeError, match="with NF4 weights: 1280x704"):
-        gate.execute(empty_5b, _empty_wan22_vae(), memory, 1280, 720, 4.0, 3.9, "balanced")
+        gate.execute(empty_5b, _empty_wan22_vae(), memory, 1280, 720, 4.0, 3.4, "balanced")
 
 
 @pytest.fixture(scope="module")

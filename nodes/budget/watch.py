@@ -1,0 +1,98 @@
+"""A phase at work: what it really takes, beside what was predicted, kept for the next prediction."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..common.types import PhaseCost, RenderPlan
+from .learned import FILE, Record, add_record, family_of, plan_key
+from .report import PHASE_NAMES, gb
+
+POLL_S = 0.05
+TOLERANCE, TOLERATED_BYTES = 0.05, 200 * 2**20  # what a prediction may be off without a word
+
+
+class Watch:
+    """What a phase made and took. units: set by whoever makes them. sentence: for the node's report, afterwards."""
+
+    def __init__(self, units: int = 1) -> None:
+        self.units, self.sentence = units, ""
+
+
+@contextmanager
+def watched(plan: RenderPlan | None, phase: str, device: torch.device, folder: Path,
+            others: Callable[[], int] = lambda: 0) -> Iterator[Watch]:
+    """Measure what happens inside. Without a plan, nothing is measured; after an error nothing is kept.
+
+    others: bytes of VRAM that other models take, asked at the end. folder: where the records lie.
+    """
+    watch = Watch()
+    cost = None if plan is None else next((cost for cost in plan.phases if cost.phase == phase), None)
+    if cost is None:
+        yield watch
+        return
+    is_card = device.type == "cuda"
+    if is_card:
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.monotonic()
+    with _RamPeak() as ram:
+        yield watch
+    peak = max(0, torch.cuda.max_memory_allocated(device) - others()) if is_card else 0
+    record = Record(plan.card, family_of(plan.model), phase, plan_key(plan), unlearned_bytes(cost), peak,
+                    _expected_ram(cost, is_card), ram.grown_bytes, time.monotonic() - started, watch.units)
+    failure = add_record(folder / FILE, record)
+    watch.sentence = " ".join(filter(None, (in_words(record), failure)))
+
+
+def unlearned_bytes(cost: PhaseCost) -> int:
+    """What the formulas alone say that tensors take."""
+    return cost.live_bytes - dict(cost.parts).get("learned", 0)
+
+
+def in_words(record: Record) -> str:
+    """Nothing while the prediction was good enough; else what was predicted and what was measured."""
+    missed = record.measured_bytes - record.predicted_bytes
+    if not record.measured_bytes or abs(missed) <= max(TOLERANCE * record.measured_bytes, TOLERATED_BYTES):
+        return ""
+    return (f"{PHASE_NAMES[record.phase].capitalize()} took {gb(record.measured_bytes)} of VRAM, "
+            f"{gb(record.predicted_bytes)} were predicted: the next plan on this card counts with that.")
+
+
+def _expected_ram(cost: PhaseCost, is_card: bool) -> int:
+    """What the process should grow by: without a card also by what would lie on one, but for the weights."""
+    return cost.ram_bytes + (0 if is_card else cost.live_bytes - dict(cost.parts).get("weights", 0))
+
+
+class _RamPeak:
+    """By how much the process grows while it lasts, looked at 20 times a second."""
+
+    def __enter__(self) -> _RamPeak:
+        import psutil
+
+        self._process, self._done = psutil.Process(), threading.Event()
+        self._before = self._peak = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._note()
+
+    @property
+    def grown_bytes(self) -> int:
+        return self._peak - self._before
+
+    def _look(self) -> None:
+        while not self._done.wait(POLL_S):
+            self._note()
+
+    def _note(self) -> None:
+        self._peak = max(self._peak, self._process.memory_info().rss)
