@@ -76,6 +76,17 @@ def pack_layer(k: torch.Tensor, v: torch.Tensor, precision: str) -> LayerKV:
     return LayerKV(pack(k, precision, centre=precision != "model"), pack(v, precision))
 
 
+def repacked(kv: BlockKV, precision: str) -> BlockKV:
+    """The same cache stored in another precision, layer by layer, where it lies; itself where it has that already."""
+    if all(layer.k.precision == precision for layer in kv.layers):
+        return kv
+    layers = []
+    for layer in kv.layers:
+        device = next(iter(layer.k.tensors().values())).device
+        layers.append(pack_layer(*layer.unpack(torch.float32, device), precision))
+    return BlockKV(tuple(layers))
+
+
 def kv_bytes(layers: int, heads: int, head_dim: int, tokens: int, precision: str, dtype_bytes: int,
              batch: int = 1) -> int:
     """Bytes of one block's cache before it exists; equal to BlockKV.nbytes of a block with that many tokens.

@@ -24,6 +24,7 @@ from ..common.types import (
     MemorySpec,
     VideoMemory,
 )
+from .kv_cache import repacked
 from .retrieval import nearest, thinned
 
 TAIL_LATENTS = 8  # latents of the film's end that travel with the memory; decoding uses at most as many as context
@@ -98,6 +99,28 @@ def placed(memory: VideoMemory, placement: str) -> VideoMemory:
     return replace(memory, spec=replace(memory.spec, placement=placement))
 
 
+def with_spec(memory: VideoMemory, spec: MemorySpec) -> VideoMemory:
+    """The memory as one of another precision, placement or window holds it, for the same checkpoint.
+
+    K/V are stored anew, without the model; a shorter window loses its oldest chunks. K/V that shall rest in RAM are
+    there afterwards.
+    """
+    check_spec(spec)
+    memory = replace(memory, spec=spec)
+    sink, pins, others = _roles(memory, memory.blocks)
+    newest = _newest(others, spec.capacity_latents - spec.sink_latents - _length(pins))
+    memory = _keep(memory, memory.blocks, {kept.start for kept in (*sink, *pins, *newest)})
+
+    def stored(block: MemoryBlock) -> MemoryBlock:
+        precision = "int8" if spec.precision == "4bit" and is_sink(memory, block.start) else spec.precision
+        found = {name: getattr(block, name) for name in CACHES if getattr(block, name) is not None}
+        new = {name: kv if kv.is_gone else repacked(kv, precision) for name, kv in found.items()}
+        block = replace(block, **new)
+        return _at_rest(block) if spec.placement == "ram" else block
+
+    return replace(memory, blocks=tuple(map(stored, memory.blocks)), archive=tuple(map(stored, memory.archive)))
+
+
 def begin_scene(memory: VideoMemory, keep_window: bool) -> VideoMemory:
     """The memory as the first clip after a scene cut may use it: the cut counted, the window dropped or kept.
 
@@ -139,7 +162,8 @@ def end_clip(memory: VideoMemory, before: VideoMemory) -> VideoMemory:
 
     Chunks that `before`, the memory that the clip began with, holds already are shared with it, not copied again.
     """
-    at_rest = {block.start: block for block in (*before.blocks, *before.archive)}
+    is_as_before = memory.spec.precision == before.spec.precision  # else it was stored anew while memory was short
+    at_rest = {block.start: block for block in (*before.blocks, *before.archive)} if is_as_before else {}
 
     def rested(block: MemoryBlock) -> MemoryBlock:
         known = at_rest.get(block.start)

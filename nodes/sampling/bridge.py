@@ -23,16 +23,19 @@ from ..memory.kv_cache import kv_bytes, recall_bytes
 from ..memory.shelf import RAM_SHARE, Shelf
 from ..memory.state import begin_clip, begin_scene, caches, end_clip, hash_prompt, prompt_tokens, view
 from .bridge_hook import NEGATIVE, POSITIVE, MemoryHook
+from .bridge_retreat import Retreat, retreat_note
 from .chunk_loop import (
     Caches,
     Clip,
     ClipModel,
     Noise,
     count_forwards,
+    no_way,
     rebuilt_together,
     sample_clip,
     seeded_noise,
 )
+from .chunk_loop import Retreat as ChunkRetreat
 from .clip_notes import rebuilt_note, retrieved_note
 from .positions import local_positions
 from .prefetch import SLOTS
@@ -47,9 +50,9 @@ class MemorySampler(comfy.samplers.Sampler):
     """A SAMPLER that runs the chunk loop inside one outer sampling call, so that the model is loaded once per clip."""
 
     def __init__(self, hook: MemoryHook, memory: VideoMemory, clip: Clip, progress: Progress,
-                 has_negative: bool) -> None:
+                 has_negative: bool, retreat: ChunkRetreat = no_way) -> None:
         self.hook, self.memory, self.clip = hook, memory, clip
-        self.progress, self.has_negative = progress, has_negative
+        self.progress, self.has_negative, self.retreat = progress, has_negative, retreat
 
     def sample(self, model_wrap: Any, sigmas: torch.Tensor, extra_args: dict, callback: Any, noise: torch.Tensor,
                latent_image: Any = None, denoise_mask: Any = None, disable_pbar: bool = False) -> torch.Tensor:
@@ -77,7 +80,8 @@ class MemorySampler(comfy.samplers.Sampler):
         model = ClipModel(denoise, encode, device, self.has_negative)
         preview = {} if callback is None else {
             "preview": lambda i, x, x0: callback(i, x0, x, sigmas.shape[0] - 1)}
-        samples, self.memory = sample_clip(model, self._on(device), self.clip, self.progress, **preview)
+        samples, self.memory = sample_clip(model, self._on(device), self.clip, self.progress, retreat=self.retreat,
+                                           **preview)
         return samples.to(device)
 
     def _show(self, memory: VideoMemory) -> None:
@@ -104,7 +108,7 @@ class MemorySampler(comfy.samplers.Sampler):
 def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: Preset, geometry: Geometry,
                        latents: int, seed: int, progress: Progress = SILENT, noise: Noise | None = None,
                        negative: list | None = None, cfg: float = 1.0, given: torch.Tensor | None = None,
-                       is_cut: bool = False) -> tuple[torch.Tensor, VideoMemory]:
+                       is_cut: bool = False, profile: str = "balanced") -> tuple[torch.Tensor, VideoMemory]:
     """Sample one clip on a MODEL of any loader.
 
     latents: whole chunks. noise replaces the seeded noise, for reproducing published rollouts. given: the film's first
@@ -123,7 +127,7 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, hook)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY,
                                  _reserve(model_facts(model), memory, geometry, preset.chunk, 1 + has_negative))
-    sampler = MemorySampler(hook, memory, clip, progress, has_negative)
+    sampler = MemorySampler(hook, memory, clip, progress, has_negative, Retreat(patched, hook, profile, progress))
     guider = comfy.samplers.CFGGuider(patched)
     guider.set_conds(positive, negative if has_negative else [])
     guider.set_cfg(cfg)
@@ -154,7 +158,8 @@ def sample_rolling(request: ClipRequest) -> ClipResult:
     did = _memory_notes(request, is_cut)
     samples, after = sample_with_memory(
         request.model, memory, request.positive, preset, request.geometry, latents, request.seed, request.progress,
-        negative=request.negative, cfg=request.cfg, given=given, is_cut=is_cut)
+        negative=request.negative, cfg=request.cfg, given=given, is_cut=is_cut, profile=request.profile)
+    did += retreat_note(memory.spec, after.spec)
     report = _report(memory, preset, latents) + did + _notes(request, is_cut and after.cuts > memory.cuts)
     return ClipResult(clip_latent(request.model, samples, memory), after, report)
 

@@ -16,8 +16,10 @@ x, x0: [1, C, n, h, w] in the model's normalised space.
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -31,10 +33,15 @@ Denoise = Callable[[torch.Tensor, float, VideoMemory, int], torch.Tensor]
 Encode = Callable[[torch.Tensor, VideoMemory, tuple[str | None, ...], torch.Tensor | None], tuple[Caches, ...]]
 Noise = Callable[[int], Draw]
 Preview = Callable[[int, torch.Tensor, torch.Tensor], None]  # (forward, x, x0)
+Retreat = Callable[[VideoMemory], VideoMemory | None]  # out of memory: the memory with less of it, None = no way
 
 
 def _nothing(_i: int, _x: torch.Tensor, _x0: torch.Tensor) -> None:
     return None
+
+
+def no_way(_memory: VideoMemory) -> None:
+    """The Retreat of whoever cannot give anything up."""
 
 
 @dataclass(frozen=True)
@@ -69,35 +76,57 @@ def count_forwards(clip: Clip, memory: VideoMemory, has_negative: bool) -> int:
 
 
 def sample_clip(model: ClipModel, memory: VideoMemory, clip: Clip, progress: Progress = SILENT,
-                preview: Preview = _nothing) -> tuple[torch.Tensor, VideoMemory]:
+                preview: Preview = _nothing, retreat: Retreat = no_way) -> tuple[torch.Tensor, VideoMemory]:
     """Sample the clip after the memory's last latent.
 
-    Returns ([1, C, latents, h, w] normalised float32 on the CPU, the new memory).
+    retreat: asked each time that the device runs out of memory; the chunk that failed is then made again from its own
+    noise, and finished ones are kept. Returns ([1, C, latents, h, w] normalised float32 on the CPU, the new memory).
     """
     preset, total, made = clip.preset, count_forwards(clip, memory, model.has_negative), 0
 
     def tick(_i: int, x: torch.Tensor, x0: torch.Tensor) -> None:
         nonlocal made
         made += 1
-        progress.update(made, total)
-        preview(made - 1, x, x0)
+        progress.update(min(made, total), total)
+        preview(min(made, total) - 1, x, x0)
 
-    memory = rebuild(model, memory, progress, tick)
-    chunks, done, given = clip.latents // preset.chunk, [], clip.given
+    memory, _ = _holding_out(lambda now: (rebuild(model, now, progress, tick), None), memory, retreat)
+    chunks, done = clip.latents // preset.chunk, []
     for c in range(chunks):
         progress.say(f"clip {memory.clips_done + 1}, chunk {c + 1} of {chunks}")
-        if given is not None and given.shape[2] == preset.chunk:
-            x0 = given.to(model.device, torch.float32)
-        else:
-            x0 = sample_chunk(model, memory, preset, clip.noise(memory.latents_done // preset.chunk), progress, tick,
-                              given)
-        given = None
-        progress.check_cancel()
-        (kv, negative_kv), = model.encode(x0, memory, (_precision(memory, memory.latents_done),), None)
-        memory = commit(memory, x0[0], kv, negative_kv, clip.prompt)
-        tick(0, x0, x0)
-        done.append(x0.to("cpu", torch.float32))
+        make = partial(_make_chunk, model, clip, clip.given if c == 0 else None, progress, tick)
+        memory, x0 = _holding_out(make, memory, retreat)
+        done.append(x0)
     return torch.cat(done, 2), memory
+
+
+def _make_chunk(model: ClipModel, clip: Clip, given: torch.Tensor | None, progress: Progress, tick: Preview,
+                memory: VideoMemory) -> tuple[VideoMemory, torch.Tensor]:
+    """The memory after the next chunk, and the chunk [1, C, n, h, w] float32 on the CPU."""
+    preset = clip.preset
+    if given is not None and given.shape[2] == preset.chunk:
+        x0 = given.to(model.device, torch.float32)
+    else:
+        x0 = sample_chunk(model, memory, preset, clip.noise(memory.latents_done // preset.chunk), progress, tick, given)
+    progress.check_cancel()
+    (kv, negative_kv), = model.encode(x0, memory, (_precision(memory, memory.latents_done),), None)
+    memory = commit(memory, x0[0], kv, negative_kv, clip.prompt)
+    tick(0, x0, x0)
+    return memory, x0.to("cpu", torch.float32)
+
+
+def _holding_out(make: Callable[[VideoMemory], tuple[VideoMemory, torch.Tensor | None]], memory: VideoMemory,
+                 retreat: Retreat) -> tuple[VideoMemory, torch.Tensor | None]:
+    """make(memory), again with less each time that the device runs out of memory."""
+    while True:
+        try:
+            return make(memory)
+        except torch.cuda.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
+            less = retreat(memory)
+            if less is None:
+                raise
+        memory = less
 
 
 def sample_chunk(model: ClipModel, memory: VideoMemory, preset: Preset, draw: Draw, progress: Progress = SILENT,

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import time
 
-from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, model_facts, node_id, node_progress, schema
+from ..budget.watch import watched
+from ..common.compat import (
+    RenderPlanIO,
+    VideoMemoryIO,
+    field,
+    io,
+    model_facts,
+    node_id,
+    node_progress,
+    other_models_bytes,
+    schema,
+    user_folder,
+)
 from ..common.errors import message
 from ..common.types import TEMPORAL_STRIDE, Geometry, MemorySpec, ModelFacts, RenderPlan, VideoMemory
 from .bridge import sample_rolling
@@ -97,13 +109,18 @@ class ClipSampler(io.ComfyNode):
         started, facts = time.monotonic(), model_facts(model)
         strategy, reason = choose_strategy(memory.spec, facts)
         size = (width, height) if plan is None else (plan.width, plan.height)
-        latents = _clip_latents(memory.spec, clip_seconds) if plan is None else _planned_latents(memory.spec, plan)
-        result = SAMPLERS[strategy](ClipRequest(
+        latents = (_clip_latents(memory.spec, clip_seconds) if plan is None
+                   else _planned_latents(memory.spec, plan, facts))
+        request = ClipRequest(
             model, memory, positive, _geometry(facts, *size), latents, seed, negative,
             cfg if strategy == "latent" else cfg or 1.0, start_image, vae, model_low_noise, scene_cut,
-            node_progress(0, node_id(cls)), clip_vision, sampler, sigmas))
+            node_progress(0, node_id(cls)), clip_vision, sampler, sigmas, plan.profile if plan else "balanced")
+        device = model.load_device
+        with watched(plan, "sampling", device, user_folder(), lambda: other_models_bytes(device, model)) as watch:
+            watch.units = latents // memory.spec.chunk_latents
+            result = SAMPLERS[strategy](request)
         samples = {**result.samples, "seconds": time.monotonic() - started}
-        return io.NodeOutput(samples, result.memory, f"{reason} {result.report}")
+        return io.NodeOutput(samples, result.memory, f"{reason} {result.report} {watch.sentence}".strip())
 
 
 def _geometry(facts: ModelFacts, width: int, height: int) -> Geometry:
@@ -121,12 +138,25 @@ def _clip_latents(spec: MemorySpec, clip_seconds: float) -> int:
     return int(max(1, chunks)) * spec.chunk_latents
 
 
-def _planned_latents(spec: MemorySpec, plan: RenderPlan) -> int:
+def _planned_latents(spec: MemorySpec, plan: RenderPlan, facts: ModelFacts) -> int:
+    """The plan's clip length; ValueError for a plan of another model or another memory."""
+    if plan.model is not None and _shape(plan.model) != _shape(facts):
+        raise ValueError(message("Clip Sampler: the plan was made for another model",
+                                 f"a plan for {_in_words(plan.model)} and {_in_words(facts)}", "one model for both",
+                                 "Connect the same MODEL to VRAM Budget Gate and Clip Sampler."))
     if plan.spec.preset != spec.preset:
         raise ValueError(message("Clip Sampler: plan and memory are of different checkpoints",
                                  f"a plan for {plan.spec.preset} and a memory for {spec.preset}", "one checkpoint",
                                  "Connect the plan and the memory of the same VRAM Budget Gate."))
     return plan.clip_latents
+
+
+def _shape(facts: ModelFacts) -> tuple:
+    return (facts.family, facts.kind, facts.layers, facts.dim, facts.ffn_dim, facts.patch, facts.latent_channels)
+
+
+def _in_words(facts: ModelFacts) -> str:
+    return f"a {facts.family} {facts.kind} of {facts.layers} layers and width {facts.dim}"
 
 
 NODES = [ClipSampler]

@@ -25,7 +25,7 @@ class ClipRequest:
     negative one or None. latents: length of the clip in whole chunks of the memory's spec. start_image: [n, H, W, 3]
     float 0..1, or None. vae: VAE, needed for a start image and for latent memory. is_cut: a new scene begins here.
     cfg: 0 = as the recipe says. clip_vision: CLIP_VISION; sampler, sigmas: SAMPLER and SIGMAS; each of use with latent
-    memory only, or None.
+    memory only, or None. profile: of the plan, the order in which things are given up when memory runs out.
     """
 
     model: Any
@@ -44,6 +44,7 @@ class ClipRequest:
     clip_vision: Any = None
     sampler: Any = None
     sigmas: Any = None
+    profile: str = "balanced"
 
     @property
     def preset(self) -> Preset:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 pytestmark = pytest.mark.comfy
@@ -166,6 +168,17 @@ def test_plan_of_another_checkpoint_is_refused(model, positive):
     plan = RenderPlan(128, 80, 16, memory_spec("longlive_2"), 0, 1, 2**33, (), ())
     with pytest.raises(ValueError, match="a plan for longlive_2 and a memory for toyworld.*same VRAM Budget Gate"):
         sample(model, fresh(), positive, plan=plan)
+
+
+def test_plan_of_another_model_is_refused(model, positive):
+    from pack.nodes.common.compat import model_facts
+    from pack.nodes.common.types import RenderPlan
+
+    memory, facts = fresh(), model_facts(model)
+    plan = RenderPlan(128, 80, 6, memory.spec, 0, 1, 2**33, (), (), model=replace(facts, layers=30, heads=24))
+    with pytest.raises(ValueError, match="made for another model, but got a plan for a wan t2v of 30 layers and width "
+                                         "3072 and a wan t2v of 6 layers and width 256.*Connect the same MODEL"):
+        sample(model, memory, positive, plan=plan)
 
 
 def test_image_to_video_models_are_refused(model, positive, monkeypatch):
