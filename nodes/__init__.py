@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .budget import nodes as budget
+from .budget import nodes_report as budget_report
 from .compare import nodes as compare
 from .interpolation import nodes as interpolation
 from .loading import nodes as loading
@@ -26,6 +27,7 @@ NODE_CLASSES: list = [
     *memory_report.NODES,
     *sampling.NODES,
     *budget.NODES,
+    *budget_report.NODES,
     *prompts.NODES,
     *interpolation.NODES,
     *video.NODES,

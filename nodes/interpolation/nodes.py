@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from ..common.compat import RenderPlanIO, RifeModelIO, field, io, node_id, node_progress, schema
+from ..budget.watch import watched
+from ..common.compat import (
+    RenderPlanIO,
+    RifeModelIO,
+    field,
+    io,
+    node_id,
+    node_progress,
+    other_models_bytes,
+    schema,
+    user_folder,
+)
 from ..common.types import RenderPlan
 from .between import FLOW_SCALES
 from .bridge import RifeInterpolator, load_interpolator, require_room, weight_folders
@@ -85,7 +98,10 @@ class InterpolateFrames(io.ComfyNode):
         require_room(images, source_fps, target_fps)
         progress = node_progress(1, node_id(cls))
         stream = rife.stream(images.shape[2], images.shape[1], plan.interpolation_batch if plan else 0)
-        return io.NodeOutput(retime_images(images, source_fps, target_fps, stream, progress), target_fps)
+        device = rife.patcher.load_device
+        with watched(plan, "interpolation", device, user_folder(), partial(other_models_bytes, device, rife.patcher)):
+            made = retime_images(images, source_fps, target_fps, stream, progress)
+        return io.NodeOutput(made, target_fps)
 
 
 NODES = [LoadRife, InterpolateFrames]

@@ -12,7 +12,9 @@ import folder_paths
 import torch
 from comfy_execution.progress import ProgressHandler, add_progress_handler
 
-from ..common.compat import node_progress, patcher_key
+from ..budget.learned import FILE, clip_seconds, read_records
+from ..common.compat import node_progress, patcher_key, user_folder
+from ..common.types import RenderPlan
 from ..video.places import SUBFOLDER
 from ..video.run_folder import RunFolder, open_folder
 from .report import FilmClock
@@ -25,6 +27,12 @@ def open_run(run_name: str) -> RunFolder:
     """The run folder of this name, where ComfyUI's settings say."""
     named = folder_paths.folder_names_and_paths.get(SUBFOLDER, ([],))[0]
     return open_folder(folder_paths.get_output_directory(), named, run_name)
+
+
+def clip_times(run: RunFolder, plan: RenderPlan) -> list[float]:
+    """Seconds that clips took: of this film, or else of others with this plan on this card; empty = nobody knows."""
+    known = clip_seconds(read_records(user_folder() / FILE), plan.card, plan)
+    return run.seconds() or ([known] if known else [])
 
 
 def value_key(value: Any) -> str:

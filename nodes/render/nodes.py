@@ -21,7 +21,7 @@ from ..common.types import PromptTimeline, RenderPlan, VideoMemory
 from ..prompts.timeline import re_resolve
 from ..video.places import run_path
 from ..video.run_folder import RunFolder
-from .bridge import open_run, show_progress, value_key
+from .bridge import clip_times, open_run, show_progress, value_key
 from .choice import REGENERATE, Again, Choice, choose
 from .expansion import Film, Sources, expand
 from .report import FilmClock, status
@@ -118,7 +118,7 @@ class RenderShort(io.ComfyNode):
         is_there = cls.look_for(run, choices)
         to_make = [i for i, choice in enumerate(choices) if not run.finished(i, choice.keeps or choice.fingerprint)]
         chunks = plan.clip_latents // plan.spec.chunk_latents
-        show_progress(cls.hidden.unique_id, FilmClock(len(choices), to_make, chunks, run.seconds()))
+        show_progress(cls.hidden.unique_id, FilmClock(len(choices), to_make, chunks, clip_times(run, plan)))
         graph = GraphBuilder()
         clips, after = expand(lambda kind, id, **inputs: graph.node(kind, id, **inputs).out,
                               cls.sources(others, run_name, carry_memory), timeline, choices)

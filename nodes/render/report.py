@@ -64,7 +64,7 @@ class FilmClock:
         spent = now_s - self.started
         if self.measured or self.before:
             per_clip = mean(self.measured or self.before)
-        elif self.fraction > 0.1:
+        elif self.fraction >= SAMPLE_SHARE / self.chunks:  # from the second chunk on
             per_clip = spent / self.fraction
         else:
             return 0.0

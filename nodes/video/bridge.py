@@ -7,6 +7,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import folder_paths
 import torch
 from safetensors import SafetensorError
 
-from ..common.compat import patcher_key
+from ..budget.watch import watched
+from ..common.compat import other_models_bytes, patcher_key, user_folder
 from ..common.errors import message
 from ..common.progress import Progress
 from ..common.types import ClipRecord, RenderPlan, VideoMemory
@@ -92,10 +94,13 @@ def save_clip(
         made = run.record(take) if take.status == "done" else run.finish(take)
         return made, " ".join([f"Clip {index} was in {run.path} already; nothing was decoded.", *news])
     started = time.monotonic()
-    take, way = _put_video(run, take, vae, latent, fps, plan, progress)
+    others = partial(other_models_bytes, vae.device, vae.patcher)
+    with watched(plan, "decode", vae.device, user_folder(), others) as watch:
+        take, way = _put_video(run, take, vae, latent, fps, plan, progress)
     made = run.finish(take, latent.get("seconds", 0.0) + time.monotonic() - started, memory.cuts if memory else 0)
     size = f"{made.width}x{made.height} at {fps:g} fps"
-    return made, " ".join([f"Clip {index}: {made.frames} frames, {size}, in {run.path}.", *way, *news])
+    said = filter(None, (*way, watch.sentence, *news))
+    return made, " ".join([f"Clip {index}: {made.frames} frames, {size}, in {run.path}.", *said])
 
 
 def load_clip(run: RunFolder, index: int, with_memory: bool,

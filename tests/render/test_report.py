@@ -35,6 +35,13 @@ def test_the_first_clip_is_judged_by_its_progress_and_later_ones_by_those_before
     assert clock.update(1, "sample", 1.0, 230.0) == "clip 2 of 8, chunk 4 of 4, about 10 min left"  # 6 * 90 s + 50 s
 
 
+def test_time_is_told_from_the_second_chunk_on():
+    clock = FilmClock(2, [0, 1], 8, [])
+    assert clock.update(0, "sample", 0.0, 0.0) == "clip 1 of 2, chunk 1 of 8"
+    assert clock.update(0, "sample", 0.12, 9.0) == "clip 1 of 2, chunk 1 of 8"
+    assert clock.update(0, "sample", 0.125, 9.0) == "clip 1 of 2, chunk 2 of 8, about 4 min left"  # 2 * 120 s - 9 s
+
+
 def test_a_resumed_film_knows_from_the_folder_how_long_its_clips_take():
     clock = FilmClock(8, [6, 7], 1, [50.0, 70.0])
     assert clock.update(2, "save", 1.0, 0.0) == ""  # only read
