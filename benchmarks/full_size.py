@@ -58,19 +58,19 @@ def anything(name: str) -> type:
 
 
 def build_model(shape: Shape, weights: str) -> object:
-    """A MODEL of random weights in bfloat16, its blocks' matrices packed by our NF4 codec where asked for."""
+    """A MODEL of random weights in bfloat16, its blocks' matrices packed by our codec where asked for (nf4, int8)."""
     import comfy.model_management
     import comfy.sd
-    from pack.nodes.loading import nf4
     from pack.nodes.loading.bridge_linear import QuantOperations, show_shapes
     from pack.nodes.loading.bridge_patcher import QuantPatcher
+    from pack.nodes.loading.codecs import CODECS
 
     device, state, packed = comfy.model_management.get_torch_device(), {}, {}
     for name, size in wan_shapes(shape.dim, shape.ffn, shape.layers, shape.channels).items():
         tensor = torch.empty(size, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
-        if weights == "nf4" and name.startswith("blocks.") and len(size) == 2:
-            packed[name] = size
-            state |= {key: part.cpu() for key, part in nf4.to_state_dict(nf4.quantize(tensor), name).items()}
+        if weights in CODECS and name.startswith("blocks.") and len(size) == 2:
+            packed[name], codec = size, CODECS[weights]
+            state |= {key: part.cpu() for key, part in codec.to_state_dict(codec.quantize(tensor), name).items()}
         else:
             state[name] = tensor.cpu()
     if weights == "bf16":

@@ -14,7 +14,7 @@ WIDTH, HEIGHT, MARGIN = 1000, 620, 70
 TOP, BOTTOM = 110, 470  # of the bars
 INK, FAINT, GRID, PAPER = (28, 28, 32), (120, 120, 128), (226, 226, 230), (255, 255, 255)
 COLOURS = {"weights": (35, 95, 190), "memory": (205, 120, 0), "activations": (20, 135, 85), "latents": (160, 50, 150),
-           "decode": (20, 135, 85), "workspace": (90, 90, 100), "fragmentation": (170, 175, 180),
+           "decode": (60, 150, 190), "workspace": (90, 90, 100), "fragmentation": (170, 175, 180),
            "learned": (225, 90, 80), "RAM": (120, 140, 130)}
 MEASURED = (28, 28, 32)
 
