@@ -6,9 +6,9 @@
     python benchmarks/budget_accuracy.py --comfyui PATH --fit nodes/budget/data/wan.json   also write what was measured
 
 Full-size models with random weights (made on the device; nothing is downloaded), the nodes' own code. The grid: Wan
-1.3B, TI2V-5B and 14B; 480p to 1080p; clips of 1 to 12 s; windows of 0 to 16 s; bf16, NF4 and int8 weights; K/V in VRAM and in
-RAM; whole frames, tiles and parked caches; RIFE. peak: what tensors took (torch.cuda.max_memory_allocated) beside the
-same of the prediction; held: what the allocator held beside the whole prediction.
+1.3B, TI2V-5B and 14B; 480p to 1080p; clips of 1 to 12 s; windows of 0 to 16 s; bf16, NF4 and int8 weights; K/V in VRAM
+and in RAM; whole frames, tiles and parked caches; RIFE. peak: what tensors took (torch.cuda.max_memory_allocated)
+beside the same of the prediction; held: what the allocator held beside the whole prediction.
 
 Aims: 95 % of the predictions within 5 % or 200 MiB of the peak, none more than 300 MiB too low; of 100 planned runs on
 a card with exactly 12 GiB free, none out of memory. Without CUDA nothing is measured: the predictions are printed.

@@ -170,8 +170,8 @@ def planned_runs(count: int, vram_gb: float, result: dict) -> None:
                "held": torch.cuda.max_memory_reserved(), "seconds": time.perf_counter() - started}
         result["rows"].append(row)
         print(f"run {i + 1:>3}: {clip_s:>2} s, {size:<5}, {window_s:>2} s window: predicted "
-              f"{row['predicted'] / GIB:.2f}, peak {row['peak'] / GIB:.2f}, held {row['held'] / GIB:.2f} GiB, {row['seconds']:.0f} s, {says}",
-              flush=True)
+              f"{row['predicted'] / GIB:.2f}, peak {row['peak'] / GIB:.2f}, held {row['held'] / GIB:.2f} GiB, "
+              f"{row['seconds']:.0f} s, {says}", flush=True)
     failed = sum(row["says"] != "fits" for row in result["rows"])
     print(f"{failed} of {count} planned runs beside {vram_gb:g} GB ran out of memory (aim 0)")
 
