@@ -27,10 +27,11 @@ class Watch:
 
 @contextmanager
 def watched(plan: RenderPlan | None, phase: str, device: torch.device, folder: Path,
-            others: Callable[[], int] = lambda: 0) -> Iterator[Watch]:
+            others: Callable[[], int] = lambda: 0, room: Callable[[], int] | None = None) -> Iterator[Watch]:
     """Measure what happens inside. Without a plan, nothing is measured; after an error nothing is kept.
 
-    others: bytes of VRAM that other models take, asked at the end. folder: where the records lie.
+    others: bytes of VRAM that other models take, asked at the end. room: bytes that can be had, asked at the beginning:
+    other programs may have come since the plan was made. folder: where the records lie.
     """
     watch = Watch()
     cost = None if plan is None else next((cost for cost in plan.phases if cost.phase == phase), None)
@@ -38,6 +39,7 @@ def watched(plan: RenderPlan | None, phase: str, device: torch.device, folder: P
         yield watch
         return
     is_card = device.type == "cuda"
+    late = crowded(cost, room()) if room is not None and is_card else ""
     if is_card:
         torch.cuda.reset_peak_memory_stats(device)
     started = time.monotonic()
@@ -47,7 +49,16 @@ def watched(plan: RenderPlan | None, phase: str, device: torch.device, folder: P
     record = Record(plan.card, family_of(plan.model), phase, plan_key(plan), unlearned_bytes(cost), peak,
                     _expected_ram(cost, is_card), ram.grown_bytes, time.monotonic() - started, watch.units)
     failure = add_record(folder / FILE, record)
-    watch.sentence = " ".join(filter(None, (in_words(record), failure)))
+    watch.sentence = " ".join(filter(None, (late, in_words(record), failure)))
+
+
+def crowded(cost: PhaseCost, room_bytes: int) -> str:
+    """What to say where less can be had now than the plan counts on; "" where it is enough."""
+    if room_bytes >= cost.vram_bytes:
+        return ""
+    return (f"Since the plan was made the card has filled up: {PHASE_NAMES[cost.phase]} was planned with "
+            f"{gb(cost.vram_bytes)}, and {gb(room_bytes)} could be had. Run the gate again with budget 0, or close "
+            "what has come.")
 
 
 def unlearned_bytes(cost: PhaseCost) -> int:

@@ -87,6 +87,13 @@ def other_models_bytes(device: Any, own: Any) -> int:
                if loaded.device == device and loaded.model is not None and loaded.model.model is not own.model)
 
 
+def available_bytes(device: Any) -> int:
+    """Bytes of a device that are free, or held by models that ComfyUI can move off it."""
+    held = (loaded.model_loaded_memory() for loaded in comfy.model_management.current_loaded_models
+            if loaded.device == device and loaded.model is not None)
+    return int(comfy.model_management.get_free_memory(device)) + int(sum(held))
+
+
 def model_facts(model: Any) -> ModelFacts:
     """Read the facts of a MODEL from its modules; raises ValueError for anything that is not a Wan-family DiT, a
     HunyuanVideo, an LTX-Video or a Stable Video Diffusion."""

@@ -24,6 +24,7 @@ from ..memory.shelf import RAM_SHARE, Shelf
 from ..memory.state import begin_clip, begin_scene, caches, end_clip, hash_prompt, prompt_tokens, view
 from .bridge_hook import NEGATIVE, POSITIVE, MemoryHook
 from .bridge_retreat import Retreat, retreat_note
+from .bridge_room import enlarged
 from .chunk_loop import (
     Caches,
     Clip,
@@ -108,7 +109,8 @@ class MemorySampler(comfy.samplers.Sampler):
 def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: Preset, geometry: Geometry,
                        latents: int, seed: int, progress: Progress = SILENT, noise: Noise | None = None,
                        negative: list | None = None, cfg: float = 1.0, given: torch.Tensor | None = None,
-                       is_cut: bool = False, profile: str = "balanced") -> tuple[torch.Tensor, VideoMemory]:
+                       is_cut: bool = False, profile: str = "balanced",
+                       room_bytes: int = 0) -> tuple[torch.Tensor, VideoMemory]:
     """Sample one clip on a MODEL of any loader.
 
     latents: whole chunks. noise replaces the seeded noise, for reproducing published rollouts. given: the film's first
@@ -126,7 +128,8 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, hook)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY,
-                                 _reserve(model_facts(model), memory, geometry, preset.chunk, 1 + has_negative))
+                                 _reserve(model_facts(model), memory, geometry, preset.chunk, 1 + has_negative,
+                                          room_bytes))
     sampler = MemorySampler(hook, memory, clip, progress, has_negative, Retreat(patched, hook, profile, progress))
     guider = comfy.samplers.CFGGuider(patched)
     guider.set_conds(positive, negative if has_negative else [])
@@ -158,7 +161,8 @@ def sample_rolling(request: ClipRequest) -> ClipResult:
     did = _memory_notes(request, is_cut)
     samples, after = sample_with_memory(
         request.model, memory, request.positive, preset, request.geometry, latents, request.seed, request.progress,
-        negative=request.negative, cfg=request.cfg, given=given, is_cut=is_cut, profile=request.profile)
+        negative=request.negative, cfg=request.cfg, given=given, is_cut=is_cut, profile=request.profile,
+        room_bytes=request.room_bytes)
     did += retreat_note(memory.spec, after.spec)
     report = _report(memory, preset, latents) + did + _notes(request, is_cut and after.cuts > memory.cuts)
     return ClipResult(clip_latent(request.model, samples, memory), after, report)
@@ -247,9 +251,10 @@ def clip_latent(model: Any, samples: torch.Tensor, before: VideoMemory) -> dict[
     return latent
 
 
-def _reserve(facts: ModelFacts, memory: VideoMemory, geometry: Geometry, chunk: int, kinds: int) -> Any:
+def _reserve(facts: ModelFacts, memory: VideoMemory, geometry: Geometry, chunk: int, kinds: int,
+             least_bytes: int = 0) -> Any:
     """A PREPARE_SAMPLING wrapper: ComfyUI estimates the longest forward (not the clip), and beside it what it cannot
-    know of: the memory on the device."""
+    know of: the memory on the device. At least what was planned, so that as much of the model stays in RAM."""
     tokens = -(-geometry.height // facts.patch[1]) * -(-geometry.width // facts.patch[2])
     size = device_bytes(memory.spec, facts, tokens, chunk, kinds)
     forward = max(chunk, *(sum(block.length for block in read) for read in rebuilt_together(memory, kinds > 1)), 0)
@@ -258,7 +263,7 @@ def _reserve(facts: ModelFacts, memory: VideoMemory, geometry: Geometry, chunk: 
         shape = [noise_shape[0], noise_shape[1], chunk, *noise_shape[3:]]
         per_latent = max(1.0, model.memory_required(shape) / chunk)
         shape[2] = forward + int(-(-size // per_latent))
-        return executor(model, shape, conds, *args, **kwargs)
+        return executor(model, enlarged(model, shape, least_bytes), conds, *args, **kwargs)
 
     return wrapper
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management as mm
 import comfy.samplers
 import latent_preview
 import torch
@@ -14,9 +16,11 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
 
 from ..common.errors import message
+from .bridge_room import with_room
 from .latent_presets import LatentRecipe
 from .strategy import ClipRequest
 
+ATTEMPTS = 4  # of one model's levels; each time a quarter of its weights more rests in RAM
 UNI_PC = (uni_pc.sample_unipc, uni_pc.sample_unipc_bh2)
 
 
@@ -69,19 +73,36 @@ def sample_parts(parts: tuple[Part, ...], request: ClipRequest, recipe: LatentRe
     done, total = 0, sum(part.steps for part in parts)
     callback = latent_preview.prepare_callback(parts[0].model, total)
     for i, part in enumerate(parts):
-        guider = comfy.samplers.CFGGuider(part.model)
-        guider.set_conds(*conds)
-        guider.set_cfg(cfg_of(request, recipe))
 
         def tick(step: int, x0: torch.Tensor, x: torch.Tensor, _steps: int, before: int = done) -> None:
             callback(before + step, x0, x, total)
             request.progress.check_cancel()
 
-        samples = guider.sample(noise, samples, _sampler(request, recipe), part.sigmas, denoise_mask=noise_mask,
-                                callback=tick, seed=_seed(request.seed, f"clip {clip} part {i}")).to("cpu")
+        samples = _sample_part(part, request, recipe, conds, noise, samples, denoise_mask=noise_mask, callback=tick,
+                               seed=_seed(request.seed, f"clip {clip} part {i}"))
         noise = torch.zeros_like(noise)  # the second model goes on from what the first has left
         done += part.steps
     return samples.to(torch.float32)
+
+
+def _sample_part(part: Part, request: ClipRequest, recipe: LatentRecipe, conds: list[list], noise: torch.Tensor,
+                 samples: torch.Tensor, **options: Any) -> torch.Tensor:
+    """One model's levels, on the CPU. Out of memory, they begin again with more of the model in RAM."""
+    room, weights, attempt = request.room_bytes, int(part.model.model_size()), 1
+    while True:
+        guider = comfy.samplers.CFGGuider(with_room(part.model, room))
+        guider.set_conds(*conds)
+        guider.set_cfg(cfg_of(request, recipe))
+        try:
+            return guider.sample(noise, samples, _sampler(request, recipe), part.sigmas, **options).to("cpu")
+        except mm.OOM_EXCEPTION as error:
+            if attempt == ATTEMPTS:
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
+        attempt += 1
+        mm.soft_empty_cache()
+        room = max(room, int(part.model.memory_required(list(noise.shape)))) + weights // ATTEMPTS
+        request.progress.say(f"memory ran out: attempt {attempt} of {ATTEMPTS}, with more of the model in RAM")
 
 
 def noise_at(seed: int, names: list[str], shape: tuple[int, ...], dim: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from ..budget.watch import watched
 from ..common.compat import (
     RenderPlanIO,
     VideoMemoryIO,
+    available_bytes,
     field,
     io,
     model_facts,
@@ -114,9 +115,11 @@ class ClipSampler(io.ComfyNode):
         request = ClipRequest(
             model, memory, positive, _geometry(facts, *size), latents, seed, negative,
             cfg if strategy == "latent" else cfg or 1.0, start_image, vae, model_low_noise, scene_cut,
-            node_progress(0, node_id(cls)), clip_vision, sampler, sigmas, plan.profile if plan else "balanced")
+            node_progress(0, node_id(cls)), clip_vision, sampler, sigmas, plan.profile if plan else "balanced",
+            _planned_room(plan))
         device = model.load_device
-        with watched(plan, "sampling", device, user_folder(), lambda: other_models_bytes(device, model)) as watch:
+        with watched(plan, "sampling", device, user_folder(), lambda: other_models_bytes(device, model),
+                     lambda: available_bytes(device)) as watch:
             watch.units = latents // memory.spec.chunk_latents
             result = SAMPLERS[strategy](request)
         samples = {**result.samples, "seconds": time.monotonic() - started}
@@ -149,6 +152,12 @@ def _planned_latents(spec: MemorySpec, plan: RenderPlan, facts: ModelFacts) -> i
                                  f"a plan for {plan.spec.preset} and a memory for {spec.preset}", "one checkpoint",
                                  "Connect the plan and the memory of the same VRAM Budget Gate."))
     return plan.clip_latents
+
+
+def _planned_room(plan: RenderPlan | None) -> int:
+    """What the plan says that sampling takes on the card beside the weights; 0 without a plan."""
+    cost = next((cost for cost in plan.phases if cost.phase == "sampling"), None) if plan else None
+    return cost.vram_bytes - dict(cost.parts).get("weights", 0) if cost else 0
 
 
 def _shape(facts: ModelFacts) -> tuple:

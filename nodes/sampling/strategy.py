@@ -26,6 +26,7 @@ class ClipRequest:
     float 0..1, or None. vae: VAE, needed for a start image and for latent memory. is_cut: a new scene begins here.
     cfg: 0 = as the recipe says. clip_vision: CLIP_VISION; sampler, sigmas: SAMPLER and SIGMAS; each of use with latent
     memory only, or None. profile: of the plan, the order in which things are given up when memory runs out.
+    room_bytes: what the plan says that a forward takes beside the weights; 0 = ComfyUI's own estimate.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class ClipRequest:
     sampler: Any = None
     sigmas: Any = None
     profile: str = "balanced"
+    room_bytes: int = 0
 
     @property
     def preset(self) -> Preset:

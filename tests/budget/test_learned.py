@@ -152,3 +152,31 @@ def test_the_file_is_plain_json_for_people(tmp_path):
     path = tmp_path / "budget.json"
     add_record(path, record(measured=5))
     assert json.loads(path.read_text(encoding="utf-8"))["records"][0]["measured_bytes"] == 5
+
+
+def test_what_came_between_plan_and_run_is_said():
+    from pack.nodes.budget.watch import crowded
+
+    cost = plan().phases[1]
+    assert crowded(cost, cost.vram_bytes) == ""
+    text = crowded(cost, cost.vram_bytes - 3 * GIB)
+    assert text.startswith("Since the plan was made the card has filled up: sampling was planned with")
+
+
+def test_the_next_thing_to_give_up_follows_the_profile():
+    from pack.nodes.budget.retreat import step_down
+
+    def all_steps(profile, head_dim=128):
+        spec, said = spec_5b(4.0), []
+        while (found := step_down(spec, profile, head_dim)) is not None:
+            spec, words = found
+            said.append(words)
+        return spec, said
+
+    spec, said = all_steps("balanced")
+    assert said == ["the memory is stored in 8 bits", "the memory is stored in 4 bits", "the memory rests in RAM",
+                    "the memory's window is 2.7 s long", "the memory's window is 1.3 s long"]
+    assert (spec.precision, spec.placement, spec.window_latents) == ("4bit", "ram", 8)
+    assert all_steps("quality")[1][0] == "the memory rests in RAM"
+    assert all_steps("speed")[1][2] == "the memory's window is 2.7 s long"
+    assert "4 bits" not in "".join(all_steps("balanced", head_dim=96)[1])

@@ -172,6 +172,72 @@ def test_cancel_stops_within_a_step(stop):
     assert len(steps) == stop
 
 
+@pytest.fixture
+def rooms(monkeypatch):
+    """The bytes that ComfyUI was told to keep free beside a model's weights, each time it prepared to sample."""
+    import comfy.model_management as mm
+
+    asked, load = [], mm.load_models_gpu
+
+    def loaded(*args, **kwargs):
+        if "minimum_memory_required" in kwargs:
+            asked.append(kwargs["minimum_memory_required"])
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(mm, "load_models_gpu", loaded)
+    return asked
+
+
+def failing(forwards: set[int], kind: str = "i2v22"):
+    """A MODEL that runs out of memory in these of its forwards, and the list of the forwards that were begun."""
+    from comfy.patcher_extension import WrappersMP
+
+    made, patcher = [], model(kind).clone()
+
+    def fail(executor, *args, **kwargs):
+        made.append(0)
+        if len(made) in forwards:
+            raise torch.cuda.OutOfMemoryError("the card is full")
+        return executor(*args, **kwargs)
+
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "fail", fail)
+    return patcher, made
+
+
+@pytest.mark.parametrize("preset", [PAIR, "wan22_ti2v_5b", "svd"])
+def test_a_clip_is_the_same_when_memory_runs_out_on_the_way(preset, rooms):
+    """The model's levels begin again, with more room: ComfyUI then leaves more of the weights in RAM."""
+    kind = {"svd": "svd", "wan22_ti2v_5b": "ti2v"}.get(preset, "i2v22")
+    coder = blocks_vae(preset) if kind == "svd" else vae(kind)
+    options = {"vae": coder, "sampler": euler(), "start_image": picture()}
+    patcher, _ = failing({2, 3}, kind)
+    want, _, _ = sample(preset, memory_of(preset), 2, model=failing(set(), kind)[0], **options)
+    rooms.clear()
+    got, _, _ = sample(preset, memory_of(preset), 2, model=patcher, **options)
+    assert torch.equal(got["samples"], want["samples"])
+    assert len(rooms) >= 3 and rooms[0] < rooms[1] < rooms[2]
+
+
+def test_memory_that_never_suffices_is_an_error_after_four_attempts(rooms):
+    patcher, made = failing(set(range(1, 100)))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        sample(PAIR, memory_of(PAIR), 2, model=patcher, vae=vae(""), start_image=picture(), sampler=euler())
+    assert len(made) == len(rooms) == 4
+
+
+def test_a_plan_asks_for_the_room_that_it_counted_on(rooms):
+    from pack.nodes.common.types import PhaseCost, RenderPlan
+
+    memory = memory_of(PAIR)
+    sample(PAIR, memory, 2, vae=vae(""), start_image=picture(), sampler=euler())
+    plain = rooms.pop(0)
+    rooms.clear()
+    cost = PhaseCost("sampling", 3 * 2**30, parts=(("weights", 2**30), ("activations", 2 * 2**30)))
+    plan = RenderPlan(WIDTH, HEIGHT, 2, memory.spec, 0, 1, 0, (cost,), ())
+    sample(PAIR, memory, 2, vae=vae(""), start_image=picture(), sampler=euler(), plan=plan)
+    assert plain < 2**31 <= rooms[0]
+
+
 def test_packed_weights_sample_both_halves(tmp_path):
     """Models of Load Diffusion Model (NF4): a pair of QuantPatchers equals a pair with the same unpacked weights."""
     from pack.nodes.loading.bridge import QuantPatcher, load_diffusion_model

@@ -62,3 +62,26 @@ def test_a_file_outside_the_memories_folder_is_not_opened(server, graph, gate):
 def test_the_card_is_told_alone(server):
     card = server.client.get("/videomemory/vram")["card"]
     assert 0 < card["free"] <= card["total"]
+
+
+def test_a_planned_film_is_measured_and_reported(server, graph, gate):
+    """Gate, Clip Sampler and Save Clip inside Render Short, then VRAM Report."""
+    prompt = json.loads(json.dumps(graph))
+    render = next(node_id for node_id, node in prompt.items() if node["class_type"] == "VideoMemoryRenderShort")
+    schedule = next(node for node in prompt.values() if node["class_type"] == "VideoMemoryPromptSchedule")
+    schedule["inputs"] |= {"film_seconds": 3.0, "clip_seconds": 1.5}
+    prompt[gate]["inputs"]["clip_seconds"] = 1.5
+    prompt[render]["inputs"]["run_name"] = "measured_film"
+    prompt = {node_id: node for node_id, node in prompt.items() if node["class_type"] not in (
+        "VideoMemoryAssembleShort", "VideoMemoryLoadRife")}
+    prompt["report"] = {"class_type": "VideoMemoryVramReport", "inputs": {
+        "plan": [gate, 0], "clips": [render, 0], "records": "keep"}}
+    shown = server.client.run(prompt, None, server.check_alive)["outputs"]["report"]
+    text = shown["text"][0]
+    rows = {line.split("  ")[0].strip(): line.split() for line in text.splitlines()}
+    for phase in ("sampling", "decoding"):
+        assert float(rows[phase][-1]) > 0 and "GB" in text  # seconds
+    assert "VRAM is not measured on cpu" in text
+    assert len(shown["images"]) == 1
+    records = json.loads((server.base / "user" / "videomemory" / "budget.json").read_text(encoding="utf-8"))
+    assert [record["phase"] for record in records["records"][-4:]] == ["sampling", "decode"] * 2
