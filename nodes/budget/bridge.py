@@ -14,34 +14,39 @@ from ..common.compat import model_facts, user_folder
 from ..common.errors import message
 from ..common.types import ModelFacts
 from ..video.decode import wan_decoder_traits
-from .cost_model import CONTEXT_BYTES, VaeFacts
+from .coefficients import known_families
+from .cost_model import CONTEXT_BYTES, CORE, VaeFacts
 from .graph import CARD_BYTES
 from .learned import FILE, Record, read_records
 from .probe import Machine, see_disk, see_ram
 from .probe_card import card_free_bytes, see_card
 
 WAN22_CHANNELS = 48
+SMALLEST_TILE_PX, SMALLEST_TILE_LATENTS = 256, 8  # of VAEs that ComfyUI decodes, as video.bridge_decode falls back to
 
 
 def model_facts_on(model: Any, as_on_card: bool = False) -> ModelFacts:
-    """The facts of a Wan model; ValueError for what Clip Sampler takes and nobody can predict here.
+    """The facts of a model that can be predicted; ValueError for others.
 
     as_on_card: a CPU holds it in 32 bits, a card would hold it in 16.
     """
     facts = model_facts(model)
-    if facts.family != "wan":
+    if facts.family not in known_families():
         raise ValueError(message(
             "VRAM Budget Gate cannot say what this model needs", type(model.model).__name__,
-            "Wan 2.1 and 2.2 models, causal or not",
+            f"models of the families {', '.join(known_families())}",
             "Leave the gate out: connect Persistent Memory to Clip Sampler, and type size and clip length there."))
     if not as_on_card or facts.dtype_bytes == CARD_BYTES:
         return facts
     return replace(facts, dtype_bytes=CARD_BYTES, weight_bytes=facts.weight_bytes - _saved_in_16_bits(model.model))
 
 
-def vae_facts(vae: Any, as_on_card: bool = False) -> VaeFacts:
-    """What decoding with this VAE costs depends on; ValueError for anything but a Wan VAE."""
+def vae_facts(vae: Any, as_on_card: bool = False, family: str = "wan") -> VaeFacts:
+    """What decoding with this VAE costs depends on; ValueError for a Wan model with anything but a Wan VAE."""
     module = vae.first_stage_model
+    if wan_decoder_traits(module) is None and family != "wan":
+        return VaeFacts(CORE, 0, int(vae.spacial_compression_decode()), int(vae.model_size()), vae.vae_dtype.itemsize,
+                        _smallest_tile_bytes(vae))
     if wan_decoder_traits(module) is None:
         raise ValueError(message("VRAM Budget Gate cannot predict this VAE", type(module).__name__,
                                  "the Wan 2.1 and Wan 2.2 VAEs", "Load the VAE that belongs to the checkpoint."))
@@ -98,6 +103,13 @@ def is_fused() -> bool:
 def records() -> tuple[Record, ...]:
     """What was measured on this machine before."""
     return read_records(user_folder() / FILE)
+
+
+def _smallest_tile_bytes(vae: Any) -> int:
+    """What ComfyUI estimates for the smallest tile that Save Clip lets it decode."""
+    side = max(8, SMALLEST_TILE_PX // int(vae.spacial_compression_decode()))
+    times = (SMALLEST_TILE_LATENTS,) if vae.latent_dim == 3 else ()
+    return int(vae.memory_used_decode((1, vae.latent_channels, *times, side, side), vae.vae_dtype))
 
 
 def _name(device: torch.device) -> str:

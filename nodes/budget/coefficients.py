@@ -13,6 +13,11 @@ DATA = Path(__file__).parent / "data"
 HOW = ("traced", "measured", "assumed")
 
 
+def known_families() -> tuple[str, ...]:
+    """The families with a file."""
+    return tuple(sorted(file.stem for file in DATA.glob("*.json")))
+
+
 @cache
 def coefficients(family: str) -> Mapping[str, float]:
     """The coefficients of a family by name; ValueError for a family without a file, or one whose file is not whole."""
@@ -25,6 +30,6 @@ def coefficients(family: str) -> Mapping[str, float]:
             raise ValueError("an entry does not say where its number comes from")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(message(f"The cost of a {family} model needs its coefficients", f"{path.name}: {error}",
-                                 f"one of {', '.join(sorted(file.stem for file in DATA.glob('*.json')))}",
+                                 f"one of {', '.join(known_families())}",
                                  "Install the pack again.")) from error
     return found

@@ -28,22 +28,25 @@ FLOAT32, FLOAT16 = 4, 2
 TEXT_TOKENS, TEXT_DIM, TEXT_FFN, TEXT_HEADS = 512, 4096, 10240, 64  # UMT5-XXL, the text encoder of every Wan
 WAN = coefficients("wan")
 WORKSPACE_BYTES, CONTEXT_BYTES = int(WAN["workspace_bytes"]), int(WAN["context_bytes"])
-VAE_KINDS = ("wan21", "wan22")
+VAE_KINDS, CORE = ("wan21", "wan22"), "core"
 DECODE_VALUES = {kind: WAN[f"{kind}_decode_values"] for kind in VAE_KINDS}
-FRAGMENTED = ("memory", "activations", "latents")  # parts; decoding was measured with it
+FRAGMENTED = ("memory", "activations", "latents")  # decoding was measured with it
 CONDITION_CHANNELS = {"i2v": 20, "vace": 96}  # beside the noisy latents, by kind of model
 SCORES_TOKENS = 512  # queries at once of an attention that is not fused (ComfyUI's sub-quadratic one)
 
 
 @dataclass(frozen=True)
 class VaeFacts:
-    """What decoding costs depends on. kind: a key of DECODE_VALUES. dim: base channels of the decoder."""
+    """What decoding costs depends on. kind: a key of DECODE_VALUES, or "core": ComfyUI decodes it, in tiles of its own
+    choice. dim: base channels of the decoder. core_bytes: what ComfyUI estimates for its smallest tile.
+    """
 
     kind: str
     dim: int
     spatial_stride: int
     weight_bytes: int
     dtype_bytes: int
+    core_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,9 @@ def sampling_cost(job: Job) -> PhaseCost:
     With CFG one forward is counted: ComfyUI runs both prompts in one only where 1.5 times its own estimate is free.
     """
     facts = job.facts
-    widest_linear = facts.dim * max(facts.dim, facts.ffn_dim) * facts.dtype_bytes  # dequantised or cast for one use
     return _phase("sampling", {
         "weights": facts.weight_bytes - job.offload_bytes, "memory": resident_memory_bytes(job),
-        "activations": forward_bytes(job) + widest_linear + scores_bytes(job), "latents": latents_bytes(job),
+        "activations": forward_bytes(job) + widest_bytes(facts) + scores_bytes(job), "latents": latents_bytes(job),
         "workspace": WORKSPACE_BYTES,
     }, ram_bytes=kept_bytes(job) + _frames_bytes(job) + job.offload_bytes)
 
@@ -119,11 +121,15 @@ def sampling_cost(job: Job) -> PhaseCost:
 def decode_cost(job: Job) -> PhaseCost:
     """Weights and one call of the streaming decoder, on whole frames or a tile with its margin.
 
-    Tiled, RAM holds the clip's frames and the middle block's output; parked, the decoder's caches too.
-
-    Disk: what Save Clip writes, the memory after the clip (its K/V too), the latents and the frames.
+    Tiled, RAM holds the clip's frames and the middle block's output; parked, the decoder's caches too. Disk: what Save
+    Clip writes, the memory after the clip (its K/V too), the latents and the frames.
     """
-    vae, pixels = job.vae, decoded_side(job, job.width) * decoded_side(job, job.height)
+    vae = job.vae
+    if vae.kind == CORE:
+        frames = TEMPORAL_STRIDE * job.clip_latents * 3 * job.width * job.height
+        return _phase("decode", {"weights": vae.weight_bytes, "decode": vae.core_bytes}, 2 * frames * FLOAT32,
+                      int(frames / 3 * WAN["ffv1_bytes_per_pixel"]) + latents_bytes(job))
+    pixels = decoded_side(job, job.width) * decoded_side(job, job.height)
     values = vae.dim * pixels * vae.dtype_bytes
     saved = WAN[f"{vae.kind}_parked_values"] if job.decode_parked else 0
     parked = int(WAN[f"{vae.kind}_cache_values"] * values) if job.decode_parked else 0
@@ -211,7 +217,10 @@ def forward_bytes(job: Job) -> int:
     stream, normed stream, q, k, v and small ones) and recall_bytes.
     """
     facts = job.facts
-    tokens = job.forward_latents * tokens_per_latent(facts, job.width, job.height)
+    tokens = units_of(facts, job.forward_latents) * tokens_per_latent(facts, job.width, job.height)
+    if facts.family != "wan":  # traced as a whole, in 16 bits
+        found = coefficients(facts.family)
+        return int((found["bytes_per_token"] * tokens + found["fixed_bytes"]) * facts.dtype_bytes / 2)
     hidden = tokens * facts.dim * facts.dtype_bytes
     wide = FLOAT32 / facts.dtype_bytes  # one float32 temporary, in hidden states
     feed_forward = int(hidden * (WAN["feed_forward_hidden"] + 2 * facts.ffn_dim / facts.dim))
@@ -226,6 +235,18 @@ def forward_bytes(job: Job) -> int:
     return max(feed_forward, turning, storing, recall) + aside
 
 
+def widest_bytes(facts: ModelFacts) -> int:
+    """The widest weight in the compute dtype: it is dequantised or cast for one use."""
+    if facts.family != "wan":
+        return int(coefficients(facts.family)["widest_linear_values"]) * facts.dtype_bytes
+    return facts.dim * max(facts.dim, facts.ffn_dim) * facts.dtype_bytes
+
+
+def units_of(facts: ModelFacts, latents: int) -> int:
+    """What is denoised: latents, or of Stable Video Diffusion frames, 4n-3 of n latents."""
+    return TEMPORAL_STRIDE * latents - 3 if facts.family == "svd" else latents
+
+
 def recall_bytes(job: Job) -> int:
     """Scratch of one layer's remembered K and V on their way into the attention (memory.kv_cache.recall_bytes)."""
     facts, spec = job.facts, job.spec
@@ -237,7 +258,7 @@ def recall_bytes(job: Job) -> int:
 
 def scores_bytes(job: Job) -> int:
     """Scores of an attention that is not fused, for the queries that it takes at once: float32, and their softmax."""
-    if job.is_fused:
+    if job.is_fused or not job.facts.heads:
         return 0
     remembered = 0 if job.is_latent else job.spec.capacity_latents
     keys = (job.forward_latents + remembered) * tokens_per_latent(job.facts, job.width, job.height)
@@ -254,8 +275,7 @@ def decoded_side(job: Job, side: int) -> int:
 
 
 def _tiled_ram_bytes(job: Job, frames: int) -> int:
-    vae = job.vae
-    h, w = job.height // vae.spatial_stride, job.width // vae.spatial_stride
+    vae, (h, w) = job.vae, (side // job.vae.spatial_stride for side in (job.height, job.width))
     channels = int(WAN[f"{vae.kind}_middle_channels"] * vae.dim)
     middle = middle_bytes(job.clip_latents + CONTEXT_LATENTS, h, w, channels, vae.dtype_bytes)
     return tiled_buffer_bytes(frames, job.height, job.width) + middle
@@ -263,10 +283,10 @@ def _tiled_ram_bytes(job: Job, frames: int) -> int:
 
 def latents_bytes(job: Job) -> int:
     """Noise, samples, the chunk's x and x0 and a copy of the clip, and the conditions of both prompts; float32."""
-    facts = job.facts
-    h, w = job.height // facts.spatial_stride, job.width // facts.spatial_stride
-    conditions = 2 * CONDITION_CHANNELS.get(facts.kind, 0) * job.forward_latents if job.is_latent else 0
-    return (5 * facts.latent_channels * job.clip_latents + conditions) * h * w * FLOAT32
+    facts, (h, w) = job.facts, (side // job.facts.spatial_stride for side in (job.height, job.width))
+    units = units_of(facts, job.forward_latents)
+    conditions = 2 * CONDITION_CHANNELS.get(facts.kind, 0) * units if job.is_latent else 0
+    return (5 * facts.latent_channels * units_of(facts, job.clip_latents) + conditions) * h * w * FLOAT32
 
 
 def _frames_bytes(job: Job) -> int:
@@ -276,6 +296,5 @@ def _frames_bytes(job: Job) -> int:
 
 
 def _chunk_bytes(job: Job, precision: str) -> int:
-    facts = job.facts
-    tokens = job.spec.chunk_latents * tokens_per_latent(facts, job.width, job.height)
+    facts, tokens = job.facts, job.spec.chunk_latents * tokens_per_latent(job.facts, job.width, job.height)
     return kv_bytes(facts.layers, facts.heads, facts.head_dim, tokens, precision, facts.dtype_bytes)

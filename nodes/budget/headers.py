@@ -43,9 +43,9 @@ def read_model_facts(path: str | Path, weights: str, compute_bytes: int, cast_by
                                  "Choose one of these."))
     checkpoint = read_checkpoint(path, DIFFUSION_MODELS)
     if checkpoint.family is not WAN:
-        raise ValueError(message("VRAM Budget Gate cannot say what this model needs", checkpoint.family.title,
-                                 "Wan 2.1 and 2.2 models, causal or not",
-                                 "Leave the gate out, and type size and clip length at Clip Sampler."))
+        raise ValueError(message("The plan of this model is known only when the graph runs", checkpoint.family.title,
+                                 "Wan 2.1 and 2.2 models, whose files tell it",
+                                 "Run the graph: the gate stops it before sampling where it does not fit."))
     tensors = checkpoint.tensors
     dim, inputs = tensors["patch_embedding.weight"].shape[:2]
     outputs = tensors["head.head.weight"].shape[0] // math.prod(WAN_PATCH)

@@ -84,7 +84,7 @@ def _in_words(job: Job, steps: tuple[str, ...]) -> str:
         ("int8", "memory in 8 bits"), ("4bit", "memory in 4 bits"), ("ram", "memory in RAM"),
         ("offload", f"{gb(job.offload_bytes)} of the model in RAM"), ("window", "a shorter memory")) if kind in steps]
     given_up = [text for text in given_up if not (text == "memory in 8 bits" and "4bit" in steps)]
-    tile = f"decoded in tiles of {job.decode_tile_px} px" if job.decode_tile_px else ""
+    tile = f"decoded in tiles of {job.decode_tile_px} px" if job.decode_tile_px > 0 else ""
     return ", ".join([f"{job.width}x{job.height}", f"clips of {seconds:.2g} s", *given_up, *filter(None, [tile])])
 
 

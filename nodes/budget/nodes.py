@@ -93,7 +93,8 @@ class BudgetGate(io.ComfyNode):
         machine = look_around(model.load_device, int(model.model_size()) + int(vae.model_size()), measure_disks=True)
         budget = budget_of(machine, budget_gb)
         is_card = machine.unified and budget_gb > 0
-        asked = Asked(model_facts_on(model, is_card), vae_facts(vae, is_card), memory.spec, bool(memory.blocks),
+        facts = model_facts_on(model, is_card)
+        asked = Asked(facts, vae_facts(vae, is_card, facts.family), memory.spec, bool(memory.blocks),
                       {"width": width, "height": height, "clip_seconds": clip_seconds, "profile": profile, **others},
                       int(clip.patcher.model_size()) if clip is not None else 0)
         plan = plan_asked(asked, budget, machine, machine.unified or is_fused(), records())

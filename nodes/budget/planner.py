@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, replace
 
 from ..common.errors import message
-from ..common.types import TEMPORAL_STRIDE, MemorySpec, ModelFacts, PhaseCost, RenderPlan
-from .cost_model import CONTEXT_BYTES, Job, VaeFacts, phase_costs, sampling_cost
+from ..common.types import TEMPORAL_STRIDE, TILE_BY_CORE, MemorySpec, ModelFacts, PhaseCost, RenderPlan
+from .cost_model import CONTEXT_BYTES, CORE, Job, VaeFacts, phase_costs, sampling_cost
 from .ladder import PROFILES, TAKEN_UNASKED, Rung, fit_size, ladder, least_clip_latents
 from .probe import GIB, Budget, Machine
 from .report import decisions, gb
@@ -169,6 +169,8 @@ def decode_ways(job: Job, is_least: bool, unified: bool) -> list[tuple[int, bool
 
     is_least: only what takes the least VRAM. unified: VRAM is RAM, and nothing is gained by the way to it.
     """
+    if job.vae.kind == CORE:
+        return [(TILE_BY_CORE, False)]
     tiles = tiles_for(job)
     if is_least:
         return [(tiles[-1], not unified)]

@@ -98,7 +98,7 @@ def _rounded_clip(start: Job, asked_s: float) -> list[str]:
 
 def _tiling(chosen: Job) -> list[str]:
     sentences, without = [], replace(chosen, decode_parked=False)
-    if chosen.decode_tile_px:
+    if chosen.decode_tile_px > 0:
         saved = decode_cost(replace(without, decode_tile_px=0)).vram_bytes - decode_cost(without).vram_bytes
         sentences.append(f"Frames decoded in tiles of up to {chosen.decode_tile_px} pixels: saves {gb(saved)} of VRAM, "
                          f"costs {percent(tile_share(chosen))} of the decoding time, no seam.")

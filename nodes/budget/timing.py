@@ -7,7 +7,7 @@ speeds are coefficients of data/wan.json. Real times are learned on the card (le
 from __future__ import annotations
 
 from .coefficients import coefficients
-from .cost_model import Job, decoded_side, memory_bytes, tokens_per_latent
+from .cost_model import Job, decoded_side, memory_bytes, tokens_per_latent, units_of
 
 WAN = coefficients("wan")
 HIDDEN_SHARE = 0.9  # of copying that hides behind computing (sampling.prefetch brings the next layer meanwhile)
@@ -17,7 +17,9 @@ def forward_flops(job: Job) -> float:
     """Floating-point operations of one forward: 2 per parameter and token, 4 per query, key and channel."""
     facts, spec = job.facts, job.spec
     per_latent = tokens_per_latent(facts, job.width, job.height)
-    tokens = job.forward_latents * per_latent
+    tokens = units_of(facts, job.forward_latents) * per_latent
+    if facts.family != "wan":  # its layers are not read
+        return tokens * 2.0 * coefficients(facts.family)["parameters"]
     keys = tokens + (0 if job.is_latent else spec.capacity_latents * per_latent)
     parameters = facts.layers * facts.dim * (8 * facts.dim + 2 * facts.ffn_dim)  # two attentions and a feed-forward
     return tokens * (2.0 * parameters + 4.0 * keys * facts.dim * facts.layers)
@@ -36,7 +38,7 @@ def offload_share(job: Job) -> float:
 
 def tile_share(job: Job) -> float:
     """Time that decoding loses because neighbouring tiles compute their margins twice."""
-    if not job.decode_tile_px:
+    if job.decode_tile_px <= 0:
         return 0.0
     whole = 1.0
     for side in (job.width, job.height):

@@ -16,6 +16,7 @@ PRECISIONS = ("model", "int8", "4bit")
 PLACEMENTS = ("vram", "ram")
 PROMPT_CHANGES = ("keep", "recache", "pin")
 STRATEGIES = ("rolling", "latent")
+TILE_BY_CORE = -1  # instead of a decode tile: ComfyUI chooses it by what is free when it decodes
 TEMPORAL_STRIDE = 4  # pixel frames per latent frame of every Wan VAE; the film's first latent holds one frame
 
 
@@ -247,10 +248,11 @@ class RenderPlan:
     """What the VRAM Budget Gate decided, and why.
 
     clip_latents: latents per clip, a multiple of the chunk. spec: the fitted memory. decode_tile_px: 0 decodes whole
-    frames. interpolation_batch: frame pairs per RIFE call. budget_bytes: VRAM planned with (RAM on a CPU). phases:
-    predicted peaks. decisions: one plain sentence per decision. decode_caches_in_ram: the decoder's caches rest in RAM.
-    weights_in_ram_bytes: what of the model rests in RAM while it samples. profile: what is given up first. model: whom
-    it was made for, None where that is not known. card: the name of the device that it was made on.
+    frames, TILE_BY_CORE as ComfyUI chooses. interpolation_batch: frame pairs per RIFE call. budget_bytes: VRAM planned
+    with (RAM on a CPU). phases: predicted peaks. decisions: one plain sentence per decision. decode_caches_in_ram: the
+    decoder's caches rest in RAM. weights_in_ram_bytes: what of the model rests in RAM while it samples. profile: what
+    is given up first. model: whom it was made for, None where that is not known. card: the name of the device that it
+    was made on.
     """
 
     width: int

@@ -13,7 +13,7 @@ import comfy.model_management as mm
 import torch
 
 from ..common.progress import Progress
-from ..common.types import RenderPlan
+from ..common.types import TILE_BY_CORE, RenderPlan
 from .decode import CONTEXT_LATENTS, frame_count, stream_decode, wan_decoder_traits
 from .tiles import stream_decode_tiled
 
@@ -58,7 +58,8 @@ def is_exact_in_tiles(vae: Any) -> bool:
 
 def ways_to_decode(plan: RenderPlan | None) -> list[tuple[int | None, bool]]:
     """(tile_px, parked) as planned, then what to try after each time that memory ran out."""
-    first = (None, False) if plan is None else (plan.decode_tile_px, plan.decode_caches_in_ram)
+    by_core = plan is None or plan.decode_tile_px == TILE_BY_CORE
+    first = (None, False) if by_core else (plan.decode_tile_px, plan.decode_caches_in_ram)
     return [first, *(way for way in RESCUES if not first[0] or way[0] < first[0])]
 
 

@@ -154,13 +154,43 @@ def test_ordinary_ti2v_5b_pays_for_the_whole_clip(gate, empty_5b):
     assert offloaded.clip_latents == 30 and "of the model rest in RAM: saves" in "".join(offloaded.decisions)
 
 
-@pytest.mark.parametrize(("kind", "name"), [
-    ("hunyuan_v2", "HunyuanVideo"), ("hunyuan15", "HunyuanVideo15"), ("svd", "SVD_img2vid")])
-def test_models_that_are_not_wan_get_a_sentence_in_place_of_a_number(gate, toy_vae, kind, name):
-    from ..sampling.latent_models import model
+@pytest.mark.parametrize(("kind", "preset"), [
+    ("hunyuan_v1", "hunyuan_i2v"), ("hunyuan_v2", "hunyuan_i2v_v2"), ("hunyuan15", "hunyuan15_i2v"), ("svd", "svd")])
+def test_models_that_are_not_wan_are_planned_and_their_decode_is_left_to_comfyui(gate, kind, preset):
+    from pack.nodes.common.types import TILE_BY_CORE
+    from pack.nodes.sampling.presets import memory_spec
 
-    with pytest.raises(ValueError, match=f"cannot say what this model needs, but got '{name}'.*Leave the gate out"):
-        gate.execute(model(kind), toy_vae, TOY_MEMORY, 128, 80, 3.0, 12.0, "balanced")
+    from ..sampling.latent_models import blocks_vae, model
+
+    memory = VideoMemory(memory_spec(preset))
+    plan, fitted, _, _, _, text = gate.execute(model(kind), blocks_vae(preset), memory, 128, 96, 2.0, 12.0,
+                                               "balanced").result
+    parts = dict(plan.phases[1].parts)
+    assert plan.decode_tile_px == TILE_BY_CORE and fitted.spec == memory.spec
+    assert plan.model.family == kind.split("_")[0] and parts["activations"] > 0 and "memory" not in parts
+    assert "no seam" not in text
+
+
+def test_a_wan_model_with_another_vae_is_refused(gate, toy_model):
+    from ..sampling.latent_models import blocks_vae
+
+    with pytest.raises(ValueError, match="cannot predict this VAE"):
+        gate.execute(toy_model, blocks_vae("hunyuan_i2v"), TOY_MEMORY, 128, 80, 3.0, 12.0, "balanced")
+
+
+def test_a_family_without_coefficients_is_refused(gate, toy_model, toy_vae, monkeypatch):
+    from pack.nodes.budget import bridge
+
+    monkeypatch.setattr(bridge, "model_facts", lambda model: replace(_facts_of(model), family="ltx"))
+    with pytest.raises(ValueError, match="cannot say what this model needs, but got 'WAN21'; allowed: models of the "
+                                         "families hunyuan, hunyuan15, svd, wan. Leave the gate out"):
+        gate.execute(toy_model, toy_vae, TOY_MEMORY, 128, 80, 3.0, 12.0, "balanced")
+
+
+def _facts_of(model):
+    from pack.nodes.common.compat import model_facts
+
+    return model_facts(model)
 
 
 def _empty_wan22_vae():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pack.nodes.budget import coefficients as coefficients_module
 from pack.nodes.budget.cost_model import (
     PHASES,
     Job,
@@ -233,3 +234,28 @@ def test_phases_come_in_order_and_are_never_negative():
     costs = phase_costs(job())
     assert tuple(cost.phase for cost in costs) == PHASES
     assert all(min(cost.vram_bytes, cost.ram_bytes, cost.disk_bytes) >= 0 for cost in costs)
+
+
+HUNYUAN = ModelFacts("hunyuan", 0, 0, 0, 0, (1, 2, 2), 16, 8, int(7.5 * GIB), 2, "i2v")
+CORE_VAE = VaeFacts("core", 0, 8, GIB // 4, 2, 2 * GIB)
+
+
+def test_other_families_pay_per_token_as_traced():
+    short, long = (forward_bytes(latent(HUNYUAN, "hunyuan_i2v", (1280, 720), latents, CORE_VAE)) for latents in (8, 16))
+    traced = json.loads((Path(coefficients_module.DATA) / "hunyuan.json").read_text(encoding="utf-8"))
+    assert long - short == pytest.approx(8 * 45 * 80 * traced["coefficients"]["bytes_per_token"]["value"], abs=2)
+
+
+def test_svd_denoises_frames():
+    facts = ModelFacts("svd", 0, 0, 0, 0, (1, 1, 1), 4, 8, int(2.8 * GIB), 2, "i2v")
+    asked = latent(facts, "svd", (1024, 576), 6, CORE_VAE)
+    frames = 4 * asked.forward_latents - 3
+    traced = json.loads((Path(coefficients_module.DATA) / "svd.json").read_text(encoding="utf-8"))
+    assert forward_bytes(asked) == pytest.approx(
+        frames * 72 * 128 * traced["coefficients"]["bytes_per_token"]["value"], rel=1e-6)
+
+
+def test_what_comfyui_decodes_costs_its_own_estimate():
+    cost = decode_cost(latent(HUNYUAN, "hunyuan_i2v", (1280, 720), 8, CORE_VAE))
+    assert dict(cost.parts) == {"weights": GIB // 4, "decode": 2 * GIB}
+    assert cost.ram_bytes == 2 * 32 * 3 * 1280 * 720 * 4

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from pack.nodes.budget.cost_model import (
 )
 from pack.nodes.common.types import MemorySpec, ModelFacts
 from pack.nodes.sampling.presets import memory_spec
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from live_bytes import LiveBytes
 
 pytestmark = pytest.mark.comfy
 
@@ -30,40 +32,6 @@ MODELS = {  # dim, heads, ffn, channels, stride, width, height, chunk
     "t2v_14b": (5120, 40, 13824, 16, 8, 1280, 720, 3),
     "t2v_1.3b": (1536, 12, 8960, 16, 8, 832, 480, 3),
 }
-
-
-class LiveBytes(TorchDispatchMode):
-    """Follows the storages of all tensors without data made inside; `peak` is the most that lived at once.
-
-    Ignores `known`. What is copied to the CPU leaves: memory without a value stands for it, and does not count.
-    """
-
-    def __init__(self, known: list[torch.Tensor]) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.kept = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in known}
-        self.seen: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is torch.ops.aten._to_copy.default and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
-            return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        out = func(*args, **kwargs)
-        tree_map_only(torch.Tensor, self._count, out)
-        self.peak = max(self.peak, self.live)
-        return out
-
-    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        key, size = id(storage), storage.nbytes()
-        if tensor.is_meta and key not in self.kept and key not in self.seen:
-            self.live += size
-            self.seen[key] = weakref.ref(storage, lambda _: self._drop(key, size))
-        return tensor
-
-    def _drop(self, key: int, size: int) -> None:
-        self.live -= size
-        del self.seen[key]
 
 
 def job_of(name: str, spec: MemorySpec) -> Job:
@@ -214,3 +182,20 @@ def test_ram_placement_keeps_two_layers_of_the_memory_and_one_of_the_chunk():
     job = replace(job, facts=replace(job.facts, layers=30))
     per_layer_latent = 880 * 3072 * 2 * 2
     assert resident_memory_bytes(job) == (2 * 24 + 8) * per_layer_latent
+
+
+@pytest.mark.parametrize("family", ["hunyuan", "hunyuan15", "svd"])
+def test_other_families_keep_alive_what_their_file_says(family):
+    """Again on ComfyUI's modules, at another length than the two that the line was drawn through."""
+    import budget_trace
+
+    _, unet, (height, width), patch, lengths = budget_trace.FAMILIES[family]
+    length = sum(lengths) // 2
+    stride = 16 if family == "hunyuan15" else 8
+    facts = ModelFacts(family, 0, 0, 0, 0, (1, patch, patch), unet["out_channels"], stride, 0, 2, "i2v")
+    preset = {"hunyuan": "hunyuan_i2v", "hunyuan15": "hunyuan15_i2v", "svd": "svd"}[family]
+    units = (length + 3) // 4 if family == "svd" else length  # SVD: frames
+    job = Job(facts, VaeFacts("core", 0, stride, 0, 2), width * stride, height * stride, units - 1, memory_spec(preset))
+    assert job.forward_latents == units
+    traced = budget_trace.traced(family, budget_trace.network(family), 4 * units - 3 if family == "svd" else units)
+    assert forward_bytes(job) == pytest.approx(traced, rel=0.02)
