@@ -122,7 +122,7 @@ def print_plans(graph: dict, options: argparse.Namespace) -> int:
         machine = replace(machine, ram_available_bytes=int(options.ram * 2**30))
     for gate in gates:
         answer = answer_graph(graph, gate, find, compute_bytes(device), machine, options.vram,
-                              machine.unified or is_fused(), records())
+                              is_fused(), records())
         print(f"Gate {gate}:" if len(gates) > 1 else "", answer_text(answer, machine), sep="\n" if gates[1:] else "")
         worst = max(worst, {True: FITS, False: TOO_LARGE, None: UNKNOWN}[answer.fits])
     return worst

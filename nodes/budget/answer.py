@@ -47,7 +47,8 @@ def answer_graph(graph: Mapping[str, Any], node_id: str, find: FindFile, compute
     try:
         asked = read_gate(graph, node_id, find, 2 if vram_gb else compute_bytes)
         budget = budget_of(machine, asked.values["budget_gb"] if vram_gb is None else vram_gb)
-        plan = plan_asked(asked, budget, machine, is_fused, records)
+        for_card = machine.unified and not budget.unified
+        plan = plan_asked(asked, budget, machine, for_card or is_fused, records)
     except NothingFits as error:
         return Answer(str(error), asked, budget, None, error.phases)
     except TypeError as error:

@@ -49,7 +49,7 @@ def plan_json(graph: dict, node_id: str) -> dict[str, Any]:
     device = mm.get_torch_device()
     machine = look_around(device)
     return answer_json(answer_graph(graph, node_id, find_file, compute_bytes(device), machine,
-                                    is_fused=machine.unified or is_fused(), records=records()), machine)
+                                    is_fused=is_fused(), records=records()), machine)
 
 
 def find_file(folder: str, name: str) -> str | None:

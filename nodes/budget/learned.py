@@ -29,7 +29,7 @@ class Record:
 
     predicted_bytes, measured_bytes: VRAM that tensors took at the peak, without what was learned before; 0 = not
     measured (no card). predicted_ram_bytes, measured_ram_bytes: what the process grew by. seconds: of the whole phase.
-    units: what it made: chunks (sampling), frames (the others).
+    units: what it made: chunks (sampling); 1 elsewhere.
     """
 
     card: str

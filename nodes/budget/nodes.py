@@ -97,7 +97,7 @@ class BudgetGate(io.ComfyNode):
         asked = Asked(facts, vae_facts(vae, is_card, facts.family), memory.spec, bool(memory.blocks),
                       {"width": width, "height": height, "clip_seconds": clip_seconds, "profile": profile, **others},
                       int(clip.patcher.model_size()) if clip is not None else 0)
-        plan = plan_asked(asked, budget, machine, machine.unified or is_fused(), records())
+        plan = plan_asked(asked, budget, machine, is_card or is_fused(), records())
         return io.NodeOutput(plan, replace(memory, spec=plan.spec), plan.width, plan.height,
                              TEMPORAL_STRIDE * plan.clip_latents - 3, report(plan, machine, budget, notes_of(asked)))
 

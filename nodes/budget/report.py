@@ -73,6 +73,9 @@ def seen(machine: Machine) -> list[str]:
     if machine.held and not machine.unified:
         held = ", ".join(f"{name} {gb(size)}" for name, size in machine.held)
         lines.append(f"ComfyUI holds {held}: moved away where the room is needed.")
+    if machine.ram_total_bytes:
+        lines.append(f"System memory: {gb(machine.ram_available_bytes)} of {gb(machine.ram_total_bytes)} free, and "
+                     f"{gb(machine.swap_free_bytes)} of pagefile, which is not counted on.")
     disks = [f"{disk.name} {disk.write_bytes_s / 1e6:.0f} MB/s, {gb(disk.free_bytes or 0)} free"
              for disk in machine.disks if disk.write_bytes_s is not None]
     if disks:

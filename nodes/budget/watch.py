@@ -19,10 +19,11 @@ TOLERANCE, TOLERATED_BYTES = 0.05, 200 * 2**20  # what a prediction may be off w
 
 
 class Watch:
-    """What a phase made and took. units: set by whoever makes them. sentence: for the node's report, afterwards."""
+    """What a phase made and took. units, follows_plan: set by whoever does the work; what did not follow the plan to
+    its end says nothing about it and is not kept. sentence: for the node's report, afterwards."""
 
-    def __init__(self, units: int = 1) -> None:
-        self.units, self.sentence = units, ""
+    def __init__(self) -> None:
+        self.units, self.follows_plan, self.sentence = 1, True, ""
 
 
 @contextmanager
@@ -45,6 +46,9 @@ def watched(plan: RenderPlan | None, phase: str, device: torch.device, folder: P
     started = time.monotonic()
     with _RamPeak() as ram:
         yield watch
+    watch.sentence = late
+    if not watch.follows_plan:
+        return
     peak = max(0, torch.cuda.max_memory_allocated(device) - others()) if is_card else 0
     record = Record(plan.card, family_of(plan.model), phase, plan_key(plan), unlearned_bytes(cost), peak,
                     _expected_ram(cost, is_card), ram.grown_bytes, time.monotonic() - started, watch.units)

@@ -122,6 +122,7 @@ class ClipSampler(io.ComfyNode):
                      lambda: available_bytes(device)) as watch:
             watch.units = latents // memory.spec.chunk_latents
             result = SAMPLERS[strategy](request)
+            watch.follows_plan = result.memory.spec == memory.spec
         samples = {**result.samples, "seconds": time.monotonic() - started}
         return io.NodeOutput(samples, result.memory, f"{reason} {result.report} {watch.sentence}".strip())
 

@@ -97,6 +97,7 @@ def save_clip(
     others = partial(other_models_bytes, vae.device, vae.patcher)
     with watched(plan, "decode", vae.device, user_folder(), others) as watch:
         take, way = _put_video(run, take, vae, latent, fps, plan, progress)
+        watch.follows_plan = not way
     made = run.finish(take, latent.get("seconds", 0.0) + time.monotonic() - started, memory.cuts if memory else 0)
     size = f"{made.width}x{made.height} at {fps:g} fps"
     said = filter(None, (*way, watch.sentence, *news))

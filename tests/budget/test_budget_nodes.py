@@ -171,6 +171,16 @@ def test_models_that_are_not_wan_are_planned_and_their_decode_is_left_to_comfyui
     assert "no seam" not in text
 
 
+def test_attention_that_keeps_scores_is_known(monkeypatch):
+    import comfy.ldm.modules.attention as attention
+    from pack.nodes.budget.bridge import is_fused
+
+    for function, fused in ((attention.attention_pytorch, True), (attention.attention_sub_quad, False),
+                            (attention.attention_split, False), (attention.attention_basic, False)):
+        monkeypatch.setattr(attention, "optimized_attention", function)
+        assert is_fused() is fused
+
+
 def test_a_wan_model_with_another_vae_is_refused(gate, toy_model):
     from ..sampling.latent_models import blocks_vae
 

@@ -150,3 +150,45 @@ def test_a_node_that_is_not_there_is_unknown(graph, find):
 def test_the_device_stands_for_a_card_that_cannot_be_seen():
     machine = Machine("cpu", True, 24 * GIB, 20 * GIB, 0, 24 * GIB, 20 * GIB)
     assert card_json(machine) == {"name": "cpu", "total": 24 * GIB, "free": 20 * GIB, "desktop": 0, "others": 0}
+
+
+@pytest.mark.parametrize(("name", "steps"), [
+    ("keep_precision", {"int8", "4bit"}), ("keep_placement", {"ram"}), ("keep_window", {"window"}),
+    ("keep_clip", {"clip"}), ("keep_on_card", {"offload"})])
+def test_what_the_gate_shall_keep_is_pinned(graph, find, name, steps, monkeypatch):
+    from pack.nodes.budget import answer as module
+
+    seen, make_plan = [], module.make_plan
+
+    def spied(*args):
+        seen.append(args[8])
+        return make_plan(*args)
+
+    monkeypatch.setattr(module, "make_plan", spied)
+    graph["4"]["inputs"][name] = True
+    assert answer_graph(graph, "4", find, 2, MACHINE).fits
+    assert seen == [steps]
+
+
+def test_cfg_and_leave_to_shrink_reach_the_plan(graph, find):
+    def memory(cfg: float) -> int:
+        graph["4"]["inputs"]["cfg"] = cfg
+        return dict(answer_graph(graph, "4", find, 2, MACHINE).plan.phases[1].parts)["memory"]
+
+    assert memory(3.0) == 2 * memory(1.0) == 2 * memory(0.0)
+    graph["4"]["inputs"] |= {"width": 8192, "height": 8192, "budget_gb": 4.0}
+    assert answer_graph(graph, "4", find, 2, MACHINE).fits is False
+    graph["4"]["inputs"]["may_shrink"] = True
+    assert answer_graph(graph, "4", find, 2, MACHINE).plan.width < 8192
+
+
+def test_records_of_this_card_correct_the_answer(graph, find):
+    from dataclasses import replace
+
+    from pack.nodes.budget.learned import Record, family_of
+
+    before = answer_graph(graph, "4", find, 2, MACHINE)
+    facts = before.asked.facts
+    record = Record("cuda:0", family_of(facts), "sampling", "", 100 * 2**20, 110 * 2**20, 0, 0, 1.0, 1)
+    after = answer_graph(graph, "4", find, 2, MACHINE, records=(record, replace(record, card="another")))
+    assert after.plan.phases[1].vram_bytes - before.plan.phases[1].vram_bytes == 10 * 2**20

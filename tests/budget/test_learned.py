@@ -180,3 +180,9 @@ def test_the_next_thing_to_give_up_follows_the_profile():
     assert all_steps("quality")[1][0] == "the memory rests in RAM"
     assert all_steps("speed")[1][2] == "the memory's window is 2.7 s long"
     assert "4 bits" not in "".join(all_steps("balanced", head_dim=96)[1])
+
+
+def test_what_did_not_follow_its_plan_to_the_end_is_not_kept(tmp_path):
+    with watched(plan(), "sampling", CPU, tmp_path) as watch:
+        watch.follows_plan = False
+    assert read_records(tmp_path / "budget.json") == () and watch.sentence == ""

@@ -59,3 +59,21 @@ def test_keys_are_the_same_in_every_session():
     from pack.nodes.render.bridge import value_key
 
     assert value_key([[torch.arange(4.0), {"a": 1, "b": [True, None]}]]) == "6ef065832cfd2a203ba7ac640f3b8f58"
+
+
+def test_the_time_of_a_clip_comes_from_the_film_or_else_from_records(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    import folder_paths
+    from pack.nodes.budget.learned import FILE, Record, add_record, plan_key
+    from pack.nodes.common.types import MemorySpec, RenderPlan
+    from pack.nodes.render.bridge import clip_times
+
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    plan = RenderPlan(128, 80, 6, MemorySpec("toyworld", 8.0, 3, 3, 6), 0, 4, 2**33, (), (), card="a card")
+    empty, begun = (SimpleNamespace(seconds=lambda known=known: known) for known in ([], [40.0]))
+    assert clip_times(empty, plan) == []
+    for phase, seconds in (("sampling", 20.0), ("decode", 5.0)):
+        add_record(tmp_path / "videomemory" / FILE, Record("a card", "", phase, plan_key(plan), 1, 0, 0, 0, seconds, 1))
+    assert clip_times(empty, plan) == [25.0]
+    assert clip_times(begun, plan) == [40.0]
