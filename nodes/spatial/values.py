@@ -96,14 +96,14 @@ def make_path(poses: torch.Tensor, intrinsics: torch.Tensor, width: int, height:
         raise ValueError(message("A camera path needs one pose and one camera per frame",
                                  f"poses {tuple(poses.shape)} and intrinsics {tuple(intrinsics.shape)}",
                                  "[F, 4, 4] and [F, 3, 3], F > 0", "Give every frame its pose."))
+    if min(width, height) < 1 or not fps > 0:
+        raise ValueError(message("A camera path needs a picture size and a rate", f"{width}x{height} at {fps} fps",
+                                 "at least 1x1, and more than 0 fps", "Give the size of the film."))
     _check_poses(poses)
     focal = torch.stack((intrinsics[:, 0, 0], intrinsics[:, 1, 1]))
     if not bool(torch.isfinite(intrinsics).all() and (focal > 0).all()):
         raise ValueError(message("A camera path needs focal lengths", f"{focal[:, 0].tolist()} in its first frame",
                                  "positive, finite pixels", "Check fx and fy, or give a field of view."))
-    if min(width, height) < 1 or not fps > 0:
-        raise ValueError(message("A camera path needs a picture size and a rate", f"{width}x{height} at {fps} fps",
-                                 "at least 1x1, and more than 0 fps", "Give the size of the film."))
     return CameraPath(poses, intrinsics, width, height, float(fps))
 
 
