@@ -15,6 +15,9 @@ from .memory import nodes_report as memory_report
 from .prompts import nodes as prompts
 from .render import nodes as render
 from .sampling import nodes as sampling
+from .spatial import nodes as spatial
+from .spatial import nodes_camera as spatial_camera
+from .spatial import nodes_files as spatial_files
 from .video import nodes as video
 from .video import nodes_film as video_film
 
@@ -34,4 +37,7 @@ NODE_CLASSES: list = [
     *video_film.NODES,
     *render.NODES,
     *compare.NODES,
+    *spatial_camera.NODES,
+    *spatial.NODES,
+    *spatial_files.NODES,
 ]

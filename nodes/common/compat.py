@@ -26,6 +26,8 @@ PromptTimelineIO = io.Custom("PROMPT_TIMELINE")
 RenderPlanIO = io.Custom("RENDER_PLAN")
 VideoClipsIO = io.Custom("VIDEO_CLIPS")
 RifeModelIO = io.Custom("VIDEOMEMORY_RIFE")
+SpatialMemoryIO = io.Custom("SPATIAL_MEMORY")
+CameraPathIO = io.Custom("CAMERA_PATH")
 
 
 def schema(room: str, **fields: Any) -> io.Schema:
