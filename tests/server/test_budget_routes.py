@@ -53,7 +53,9 @@ def test_what_is_no_graph_is_refused(server, body):
 
 def test_a_file_outside_the_memories_folder_is_not_opened(server, graph, gate):
     other = json.loads(json.dumps(graph))
-    other["memory"] = {"class_type": "VideoMemoryLoadMemory", "inputs": {"file": "../../../../etc/hostname"}}
+    outside = server.output / "outside.safetensors"
+    outside.write_bytes(b"no memory")
+    other["memory"] = {"class_type": "VideoMemoryLoadMemory", "inputs": {"file": "../../outside.safetensors"}}
     other[gate]["inputs"]["memory"] = ["memory", 0]
     shown = server.client.post("/videomemory/plan", {"prompt": other, "node_id": gate})
     assert shown["fits"] is None and "needs the header of a model file" in shown["message"]
