@@ -128,6 +128,27 @@ def test_masked_pixels_are_not_remembered_and_may_have_no_depth():
     assert torch.isfinite(memory.points).all()
 
 
+def test_a_pixel_is_left_out_where_a_missing_depth_would_be_blended_in():
+    one = look()
+    mask, depth = torch.zeros(1, H, W), one.depth.clone()
+    mask[0, 10, 14] = 1.0  # one of the four that latent pixel (2, 3) is blended from; its nearest one is (8, 12)
+    assert not read(write(start(), Look(one.latents, depth, (0,), mask), WALK), WALK, (0,)).holes.any()
+    depth[0, 10, 14] = float("nan")
+    holes = read(write(start(), Look(one.latents, depth, (0,), mask), WALK), WALK, (0,)).holes[0]
+    assert holes.nonzero().tolist() == [[2, 3]]
+
+
+def test_depth_is_blended_from_the_four_pixels_around_a_latent_pixels_middle():
+    one = look()
+    memory = write(start(), one, WALK)
+    for row, column in ((0, 0), (2, 3), (5, 9)):
+        y, x = 4 * row + 1, 4 * column + 1
+        z = one.depth[0, y : y + 2, x : x + 2].mean()
+        k = WALK.on_grid(0, h, w)
+        wanted = torch.stack(((column - k[0, 2]) * z / k[0, 0], (row - k[1, 2]) * z / k[1, 1], z))
+        assert torch.allclose(memory.points[row * w + column], wanted, atol=1e-5)
+
+
 def test_bytes_per_point_are_what_is_stated():
     memory = write(start(), look(), WALK)
     stored = sum(t.nbytes for t in (memory.points, memory.features, memory.frames, memory.confidence))
