@@ -77,6 +77,15 @@ def test_row_of_the_envelope_fits_when_planned_for_12_gb(clip_s, size, window_s,
     assert max(cost.vram_bytes for cost in plan.phases) <= budget.vram_bytes < 11.1 * GIB
 
 
+@pytest.mark.parametrize(("clip_s", "size", "window_s"), [row[:3] for row in ENVELOPE])
+def test_at_the_least_three_gigabytes_are_left_in_every_row(clip_s, size, window_s):
+    budget = budget_of(CARD_12, 12.0)
+    plan = plan_5b(budget, size, clip_s, window_s, "minimum_vram")
+    assert budget.vram_bytes - max(cost.vram_bytes for cost in plan.phases) >= 3 * GIB
+    assert plan.spec.window_latents == spec_5b(window_s).window_latents
+    assert plan.clip_latents == clip_latents_of(spec_5b(window_s), clip_s)
+
+
 def test_cost_does_not_grow_with_the_clip_when_the_window_is_the_same():
     budget = budget_of(CARD_12, 12.0)
     short, long = (max(c.vram_bytes for c in plan_5b(budget, clip_s=s).phases) for s in (4, 8))
