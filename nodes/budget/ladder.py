@@ -28,7 +28,7 @@ LADDERS = {
 PROFILES = tuple(LADDERS)
 TAKEN_UNASKED = {"minimum_vram": ("int8", "4bit", "ram")}
 OFFLOADED = tuple(eighth / 8 for eighth in range(1, 8))  # shares of the weights; one eighth stays on the card
-SIZES = tuple(percent / 100 for percent in range(95, 20, -5))  # of width and height as asked
+SIZES = tuple(percent / 100 for percent in range(95, 0, -5))  # of width and height as asked
 GROUP_4BIT = 64  # kv_quant.GROUP: 4-bit memories need a head size that divides by it
 
 

@@ -469,3 +469,13 @@ def test_report_shows_phases_room_and_what_was_not_seen():
     assert "Not seen: free disk of the output folder (why)." in text
     assert "a note" in text
     assert all(decision in text for decision in plan.decisions)
+
+
+def test_a_plan_is_offered_however_absurd_the_size_that_was_asked_for():
+    with pytest.raises(NothingFits) as error:
+        make_plan(TOY, TOY_VAE, 8192, 8192, 3.0, MemorySpec("toyworld", 8.0, 3, 3, 6), "balanced", card(1.0))
+    offers = re.findall(r"\d\) [^:]+: (\d+)x(\d+), clips of", str(error.value))
+    assert len(offers) == 3
+    for width, height in offers:
+        assert make_plan(TOY, TOY_VAE, int(width), int(height), 3.0, MemorySpec("toyworld", 8.0, 3, 3, 6), "balanced",
+                         card(1.0)).width == int(width)
