@@ -169,11 +169,15 @@ def planned_runs(count: int, vram_gb: float, result: dict) -> None:
                "predicted": max(cost.vram_bytes for cost in plan.phases), "peak": torch.cuda.max_memory_allocated(),
                "held": torch.cuda.max_memory_reserved(), "seconds": time.perf_counter() - started}
         result["rows"].append(row)
-        print(f"run {i + 1:>3}: {clip_s:>2} s, {size:<5}, {window_s:>2} s window: predicted "
-              f"{row['predicted'] / GIB:.2f}, peak {row['peak'] / GIB:.2f}, held {row['held'] / GIB:.2f} GiB, "
-              f"{row['seconds']:.0f} s, {says}", flush=True)
+        print(f"run {i + 1:>3}: {in_words(row)}", flush=True)
     failed = sum(row["says"] != "fits" for row in result["rows"])
     print(f"{failed} of {count} planned runs beside {vram_gb:g} GB ran out of memory (aim 0)")
+
+
+def in_words(row: dict) -> str:
+    sizes = (f"{name} {row[name] / GIB:.2f}" for name in ("predicted", "peak", "held"))
+    return (f"{row['clip_s']:>2} s, {row['size']:<5}, {row['window_s']:>2} s window: {', '.join(sizes)} GiB, "
+            f"{row['seconds']:.0f} s, {row['says']}")
 
 
 def run_plan(model: object, vae: object, plan: object) -> None:

@@ -467,7 +467,9 @@ def test_report_shows_phases_room_and_what_was_not_seen():
     assert "Disks, measured: output 560 MB/s, 40.0 GB free." in text
     assert "System memory: 24.0 GB of 32.0 GB free, and 0 MB of pagefile" in text
     assert "Not seen: free disk of the output folder (why)." in text
-    assert "a note" in text
+    assert "a note" in text and "The text encoder's weights are not counted" in text
+    counted = plan_of(spec_5b(), budget, text_bytes=GIB)
+    assert "The text encoder's weights count in RAM" in report(counted, machine, budget)
     assert all(decision in text for decision in plan.decisions)
 
 
