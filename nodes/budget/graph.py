@@ -16,7 +16,7 @@ from ..memory.choices import Choices, spec_of
 from ..memory.files import load_memory
 from ..sampling.presets import custom_preset
 from .cost_model import VaeFacts
-from .headers import lora_bytes, read_model_facts, read_vae_facts
+from .headers import lora_bytes, read_model_facts, read_vae_facts, text_encoder_bytes
 
 GATE = "VideoMemoryBudgetGate"
 DIFFUSION, CHECKPOINTS = "diffusion_models", "checkpoints"
@@ -30,6 +30,10 @@ MODELS = {  # class -> (folder, input with the file's name, input with the kind 
 }
 VAES = {"VAELoader": ("vae", "vae_name"),
         **{name: row[:2] for name, row in MODELS.items() if row[0] == CHECKPOINTS}}
+TEXT_ENCODERS = {  # class -> (inputs with files' names, input with the kind of weights or "")
+    "VideoMemoryLoadTextEncoder": (("text_encoder_name", "second_name"), "weights"),
+    "CLIPLoader": (("clip_name",), ""), "DualCLIPLoader": (("clip_name1", "clip_name2"), "")}
+NO_FILE = "none"
 LORAS = ("VideoMemoryLoadLora", "LoraLoaderModelOnly", "LoraLoader")
 DEFAULTS = {"width": 1280, "height": 704, "clip_seconds": 4.0, "budget_gb": 0.0, "profile": "balanced", "cfg": 0.0,
             "keep_precision": False, "keep_placement": False, "keep_window": False, "keep_clip": False,
@@ -70,7 +74,8 @@ def read_gate(graph: Mapping[str, Any], node_id: str, find: FindFile, compute_by
     values = {name: reader.value(node_id, name, default) for name, default in DEFAULTS.items()}
     size = CARD_BYTES if values["budget_gb"] else compute_bytes
     spec, is_stored = reader.memory(node_id)
-    return Asked(reader.model(node_id, size), reader.vae(node_id, size), spec, is_stored, values)
+    return Asked(reader.model(node_id, size), reader.vae(node_id, size), spec, is_stored, values,
+                 reader.text_bytes(node_id, size))
 
 
 def gates_of(graph: Mapping[str, Any]) -> list[str]:
@@ -147,6 +152,20 @@ class _Reader:
             memory = load_memory(self.file(source_id, "memories", "file"))
             return memory.spec, bool(memory.blocks)
         raise Unknown(f"The memory comes from {kind}, which makes it only when it runs.")
+
+    def text_bytes(self, node_id: str, compute_bytes: int) -> int:
+        """Of the files behind a connected text encoder; 0 without one, or where another loader made it."""
+        if not _is_link(self.node(node_id).get("inputs", {}).get("clip")):
+            return 0
+        source_id, source = self.source(node_id, "clip")
+        kind = source.get("class_type")
+        if kind not in TEXT_ENCODERS:
+            return self.text_bytes(source_id, compute_bytes)
+        names, weights = TEXT_ENCODERS[kind]
+        chosen = str(self.value(source_id, weights)) if weights else "original"
+        used = [name for name in names if self.value(source_id, name, NO_FILE) != NO_FILE]
+        return sum(text_encoder_bytes(self.file(source_id, "text_encoders", name), chosen, compute_bytes)
+                   for name in used)
 
     def recipe(self, node_id: str) -> Preset | None:
         if not _is_link(self.node(node_id)["inputs"].get("recipe")):

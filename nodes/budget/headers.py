@@ -20,6 +20,7 @@ from ..loading.families import DIFFUSION_MODELS, WAN
 from ..loading.files import TensorHeader
 from ..loading.formats import Checkpoint, read_checkpoint, read_header
 from ..loading.plan import plan_layers
+from ..loading.text_formats import read_text_encoder
 from .cost_model import VaeFacts
 
 HEAD_DIM, WAN_PATCH = 128, (1, 2, 2)  # of every Wan
@@ -64,10 +65,15 @@ def weight_bytes(checkpoint: Checkpoint, weights: str, compute_bytes: int, cast_
             total += CODECS[plan.quantize[name]].packed_bytes(*header.shape)
         elif name in plan.stored or is_part_of_stored(tensors, name):
             total += header.bytes
-        elif name in plan.keep:
+        elif name in plan.keep and header.dtype.is_floating_point:  # a tokenizer is no weight
             stays_fp8 = name in checkpoint.fp8 and weights == "original"
             total += torch.Size(header.shape).numel() * (cast_bytes or (1 if stays_fp8 else compute_bytes))
     return total
+
+
+def text_encoder_bytes(path: str | Path, weights: str, compute_bytes: int) -> int:
+    """Bytes of a text encoder's weights once they are loaded; ValueError for anything but a known one."""
+    return weight_bytes(read_text_encoder(path).checkpoint, weights, compute_bytes)
 
 
 def lora_bytes(path: str | Path, compute_bytes: int) -> int:

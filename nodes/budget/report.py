@@ -53,8 +53,8 @@ def report(plan: RenderPlan, machine: Machine, budget: Budget, notes: Sequence[s
         lines.append(f"{PHASE_NAMES[cost.phase]:<14}{_cell(cost.vram_bytes):>9}{gb(plan.budget_bytes - vram):>11}"
                      f"{_cell(cost.ram_bytes):>9}{_cell(cost.disk_bytes):>9}")
     encoder = "count in RAM" if plan.phases[0].ram_bytes else "are not counted"
-    lines += [f"Predicted peaks while one clip is made. The text encoder's weights {encoder}: ComfyUI streams those that "
-              "do not fit on the card.", "", *plan.decisions, *notes, *seen(machine)]
+    lines += [f"Predicted peaks while one clip is made. The text encoder's weights {encoder}: ComfyUI streams those "
+              "that do not fit on the card.", "", *plan.decisions, *notes, *seen(machine)]
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ def graph() -> dict:
 def find(toyworld):
     def found(folder: str, name: str) -> str | None:
         path = toyworld / name
-        return str(path) if folder in ("diffusion_models", "vae", "loras") and path.is_file() else None
+        return str(path) if folder in ("diffusion_models", "vae", "loras", "text_encoders") and path.is_file() else None
 
     return found
 
@@ -192,3 +192,22 @@ def test_records_of_this_card_correct_the_answer(graph, find):
     record = Record("cuda:0", family_of(facts), "sampling", "", 100 * 2**20, 110 * 2**20, 0, 0, 1.0, 1)
     after = answer_graph(graph, "4", find, 2, MACHINE, records=(record, replace(record, card="another")))
     assert after.plan.phases[1].vram_bytes - before.plan.phases[1].vram_bytes == 10 * 2**20
+
+
+def test_a_connected_text_encoder_is_counted_through_loras(graph, find):
+    from safetensors import safe_open
+
+    name = "toyworld_te_fp16.safetensors"
+    graph["5"] = {"class_type": "VideoMemoryLoadTextEncoder", "inputs": {
+        "text_encoder_name": name, "weights": "original", "second_name": "none"}}
+    graph["6"] = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["5", 0], "stop_at_clip_layer": -1}}
+    assert read_gate(graph, "4", find, 2).text_bytes == 0
+    graph["4"]["inputs"]["clip"] = ["6", 0]
+    found = read_gate(graph, "4", find, 2).text_bytes
+    with safe_open(find("text_encoders", name), "pt") as file:
+        values = sum(file.get_tensor(key).numel() for key in file.keys()  # noqa: SIM118
+                     if file.get_tensor(key).is_floating_point())
+    assert found == pytest.approx(2 * values, rel=0.01)
+    assert answer_graph(graph, "4", find, 2, MACHINE).plan.phases[0].ram_bytes == found
+    graph["5"]["class_type"] = "SomebodysEncoder"
+    assert read_gate(graph, "4", find, 2).text_bytes == 0
