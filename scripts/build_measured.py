@@ -12,8 +12,8 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "measured.md"
 OPENING = """# What was measured
 
 Every table below is the output of a script in `benchmarks/`, with its date, its device and its limits, taken over by
-`python scripts/build_measured.py`. Results that end in `_cpu` come from a CPU and say nothing about a graphics card. What
-is not on this page has not been measured.
+`python scripts/build_measured.py`. Results that end in `_cpu` come from a CPU and say nothing about a graphics card.
+What is not on this page has not been measured.
 """
 
 
