@@ -17,6 +17,7 @@ from .render import nodes as render
 from .sampling import nodes as sampling
 from .spatial import nodes as spatial
 from .spatial import nodes_camera as spatial_camera
+from .spatial import nodes_clip as spatial_clip
 from .spatial import nodes_files as spatial_files
 from .video import nodes as video
 from .video import nodes_film as video_film
@@ -40,4 +41,5 @@ NODE_CLASSES: list = [
     *spatial_camera.NODES,
     *spatial.NODES,
     *spatial_files.NODES,
+    *spatial_clip.NODES,
 ]

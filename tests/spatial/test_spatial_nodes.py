@@ -87,8 +87,12 @@ def test_holes_open_where_the_camera_moves_on_and_close_after_an_update(vae):
     assert before[1][2].any() and before[3] < 1
     assert (before[2][2].sum(-1) == 0).float().mean() == pytest.approx(float(before[1][2].mean()), abs=0.01)
     clip = torch.randn(1, memory.channels, 3, memory.height, memory.width)
-    for given in (depth(3), depth(9)):
+    every = depth(9) + torch.arange(9).view(9, 1, 1, 1) / 100
+    for given in (every, every[::4]):
         after, report = update(vae, memory, clip, depth=given)
+        nearest = [float(after.points[after.frames == frame][len(memory) if frame == 0 else 0:, 2].min())
+                   for frame in (0, 4, 8)]
+        assert nearest == pytest.approx([2 + 3.5 / WIDTH + frame / 100 for frame in (0, 4, 8)], abs=0.02)
         assert read(after, latents=3)[3] == 1.0
         assert f"{3 * memory.height * memory.width} points came in, 0 were merged away" in report
     assert read(memory, latents=3)[3] == before[3], "the memory that went in has changed"
