@@ -139,14 +139,15 @@ class Soak:
         watch = Watch()
         with ComfyUIServer(self.environment, output, self.folder / "comfyui.log", (TOYWORLD,)) as server:
             prompt, began = film_prompt(server, self.clips), time.monotonic()
-            timer = threading.Timer(kill_after_s or 0.0, kill, (server,))
+            was_killed = threading.Event()
+            timer = threading.Timer(kill_after_s or 0.0, kill, (server, was_killed))
             if kill_after_s is not None:
                 timer.start()
             try:
                 server.client.run(prompt, watch, server.check_alive)
             except (CannotContinue, OSError):
                 timer.cancel()
-                if kill_after_s is None or server.process.poll() is None:
+                if not was_killed.is_set():
                     raise
                 return watch, True
             timer.cancel()
@@ -154,8 +155,9 @@ class Soak:
         return watch, False
 
 
-def kill(server: ComfyUIServer) -> None:
+def kill(server: ComfyUIServer, done: threading.Event) -> None:
     """kill -9, to the whole group: nothing of it can clean up."""
+    done.set()
     process = server.process
     if process is None or sys.platform == "win32":
         return process and process.kill()
