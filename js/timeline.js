@@ -1,0 +1,53 @@
+// Timeline editor on Re-anchor Prompt Schedule. The node's text stays the only source of truth: the timeline reads it and
+// writes it, and is stored nowhere.
+
+import { app } from "../../scripts/app.js";
+import { TimelineView } from "./timeline/view.js";
+
+const NODE = "VideoMemoryPromptSchedule";
+const FIELDS = { scenes: "scenes", identity: "identity", hero: "hero", reanchor_seconds: "reanchorS", clip_seconds: "clipS", film_seconds: "filmS" };
+const HEIGHT = 240;
+const LOOK_MS = 300; // undo, other extensions and the Python side change values without telling widgets
+
+app.registerExtension({
+  name: "VideoMemory.Timeline",
+
+  setup() {
+    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: new URL("./timeline.css", import.meta.url).href }));
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    const widgetOf = (name) => node.widgets.find((widget) => widget.name === name);
+    const view = new TimelineView(() => read(node, widgetOf), (text) => write(widgetOf("scenes"), text));
+    const widget = node.addDOMWidget("timeline", "videomemory_timeline", view.element, {
+      serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT, getValue: () => "", setValue: () => {},
+    });
+    widget.serialize = false;
+    let shown = "";
+    const look = () => {
+      const now = JSON.stringify(read(node, widgetOf));
+      if (now !== shown) { shown = now; view.show(); }
+    };
+    const timer = setInterval(look, LOOK_MS);
+    const { onRemoved } = node;
+    node.onRemoved = function removed(...rest) {
+      clearInterval(timer);
+      return onRemoved?.apply(this, rest);
+    };
+    look();
+  },
+});
+
+/** What the node says; `linked` is a sentence where a value comes over a link and cannot be known here. */
+function read(node, widgetOf) {
+  const state = Object.fromEntries(Object.entries(FIELDS).map(([name, field]) => [field, widgetOf(name)?.value ?? ""]));
+  const linked = (node.inputs ?? []).find((input) => input.link != null && input.name in FIELDS);
+  return { ...state, linked: linked ? `${linked.name} comes over a link: the timeline cannot show it.` : "" };
+}
+
+function write(widget, text) {
+  widget.value = text;
+  widget.callback?.(text);
+  app.graph.setDirtyCanvas(true, true);
+}
