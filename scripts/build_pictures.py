@@ -20,7 +20,7 @@ BACK, GROUP, BOX, NOTE, LINK, TEXT = "#202226", "#2c333b", "#4a5a6a", "#6a5a3a",
 
 
 def draw_graph(workflow: dict, size: tuple[int, int] = SIZE) -> Image.Image:
-    """The graph of a workflow file, as wide as the picture: groups with their titles, nodes as boxes, links as lines."""
+    """The graph of a workflow file, as wide as the picture: groups with titles, nodes as boxes, links as lines."""
     right = max(group["bounding"][0] + group["bounding"][2] for group in workflow["groups"])
     scale = (size[0] - 20) / right
     picture = Image.new("RGB", size, BACK)
