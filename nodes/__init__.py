@@ -19,6 +19,7 @@ from .spatial import nodes as spatial
 from .spatial import nodes_camera as spatial_camera
 from .spatial import nodes_clip as spatial_clip
 from .spatial import nodes_files as spatial_files
+from .spatial import nodes_mirage as spatial_mirage
 from .video import nodes as video
 from .video import nodes_film as video_film
 
@@ -42,4 +43,5 @@ NODE_CLASSES: list = [
     *spatial.NODES,
     *spatial_files.NODES,
     *spatial_clip.NODES,
+    *spatial_mirage.NODES,
 ]

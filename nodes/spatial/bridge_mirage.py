@@ -1,0 +1,165 @@
+"""Mirage's own branch on a Wan 2.2 TI2V-5B MODEL: one forward over [references | target | preceding].
+
+Source: arXiv 2606.09828 and its authors' code (model_fn_wan_video): a VACE branch of full blocks on every second layer,
+each adding its projection to what is target or preceding; references and preceding stand at timestep 0; references lie
+at rows h..2h-1 and times -R..-1, preceding behind the target. Nothing of core is replaced: a DIFFUSION_MODEL wrapper
+lengthens the sequence and hooks the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import torch
+from comfy.ldm.wan.model import VaceWanAttentionBlock
+from comfy.patcher_extension import WrappersMP
+
+from ..common.errors import message
+
+KEY = "videomemory_mirage"
+PREFIXES = ("module.", "model.", "pipe.vace.", "vace.")
+BRANCH = ("vace_blocks.", "vace_patch_embedding.")
+CONTEXTS = (96, 97)  # 48 of the place and 48 of a white film; the second has a last channel that marks holes
+
+
+class Branch(torch.nn.Module):
+    """The VACE branch: `vace_patch_embedding` and `vace_blocks`, named as its training code saves them."""
+
+    def __init__(self, inner: Any, blocks: int, channels: int, operations: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        settings = {"operations": operations, "device": None, "dtype": dtype}
+        self.layers = tuple(range(0, len(inner.blocks), len(inner.blocks) // blocks))[:blocks]
+        self.vace_patch_embedding = operations.Conv3d(channels, inner.dim, kernel_size=inner.patch_size,
+                                                      stride=inner.patch_size, dtype=dtype)
+        self.vace_blocks = torch.nn.ModuleList(
+            VaceWanAttentionBlock("t2v_cross_attn", inner.dim, inner.ffn_dim, inner.num_heads, cross_attn_norm=True,
+                                  block_id=i, operation_settings=settings) for i in range(blocks))
+
+    @property
+    def channels(self) -> int:
+        return self.vace_patch_embedding.in_channels
+
+    def hints(self, x: torch.Tensor, place: torch.Tensor, **how: Any) -> dict[int, torch.Tensor]:
+        """layer -> [B, S, dim], from the tokens x without references and the place [1, channels, T + P, h, w]."""
+        c = self.vace_patch_embedding(place.to(x)).flatten(2).transpose(1, 2).expand(len(x), -1, -1)
+        found = {}
+        for layer, block in zip(self.layers, self.vace_blocks, strict=True):
+            found[layer], c = block(c, x, **how)
+        return found
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What stands beside the target.
+
+    place: [1, channels of the branch, T + P, h, w], normalised. references, preceding: [1, 48, n, h, w] normalised, n
+    may be 0. The target's first frame is given: it stands at timestep 0.
+    """
+
+    place: torch.Tensor
+    references: torch.Tensor
+    preceding: torch.Tensor
+    strength: float = 1.0
+
+
+def load_branch(path: str, model: Any) -> Any:
+    """A ModelPatcher around the branch in a file, for a Wan 2.2 TI2V MODEL; ValueError for what is no such file."""
+    inner = model.model.diffusion_model
+    weights = {_bare(name): value for name, value in comfy.utils.load_torch_file(path, safe_load=True).items()}
+    weights = {name: value for name, value in weights.items() if name.startswith(BRANCH)}
+    blocks = len({name.split(".")[1] for name in weights if name.startswith(BRANCH[0])})
+    patch = weights.get("vace_patch_embedding.weight")
+    if not blocks or patch is None or patch.shape[1] not in CONTEXTS or patch.shape[0] != inner.dim:
+        raise ValueError(message("Mirage Branch: file", f"{blocks} blocks, patch embedding "
+                                 f"{None if patch is None else tuple(patch.shape)}",
+                                 f"a VACE branch of Mirage's training code: {inner.dim} wide, {CONTEXTS} channels in",
+                                 "Choose the branch that was trained for this model."))
+    dtype = patch.dtype if patch.dtype.is_floating_point else torch.bfloat16
+    branch = Branch(inner, blocks, patch.shape[1], comfy.ops.manual_cast, dtype)
+    missing, unexpected = branch.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise ValueError(message("Mirage Branch: file", f"missing {missing[:3]}, unknown {unexpected[:3]}",
+                                 "all tensors of the branch and no others", "Choose a complete, unquantised file."))
+    return comfy.model_patcher.ModelPatcher(branch.eval(), model.load_device, mm.unet_offload_device())
+
+
+def with_branch(model: Any, branch: Any, around: Surroundings) -> Any:
+    """A clone of the MODEL whose forwards see the surroundings through the branch."""
+    clone = model.clone()
+    clone.set_additional_models(KEY, [branch])
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _Mirage(branch, around))
+    return clone
+
+
+class _Mirage:
+    """The wrapper: target in, flow of the target out."""
+
+    def __init__(self, branch: Any, around: Surroundings) -> None:
+        self.branch, self.around = branch, around
+
+    def __call__(self, executor: Any, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor,
+                 clip_fea: torch.Tensor | None = None, time_dim_concat: torch.Tensor | None = None,
+                 transformer_options: dict | None = None, **kwargs: Any) -> torch.Tensor:
+        references, preceding = (part.to(x).expand(len(x), -1, -1, -1, -1)
+                                 for part in (self.around.references, self.around.preceding))
+        lead, target = references.shape[2], x.shape[2]
+        times = timestep if timestep.ndim == 2 else timestep[:, None].expand(-1, target)
+        times = torch.cat((torch.zeros_like(times[:, :1]), times[:, 1:].floor()), 1)  # the authors send whole ones
+        clean = [times.new_zeros(len(times), part.shape[2]) for part in (references, preceding)]
+        inner = executor.class_obj
+        positions = _positions(inner, lead, target + preceding.shape[2], x.shape[3:], x)
+        options = self._hooked(transformer_options or {}, len(inner.blocks), lead, positions)
+        flow = executor(torch.cat((references, x, preceding), 2), torch.cat((clean[0], times, clean[1]), 1), context,
+                        clip_fea, time_dim_concat, options, **kwargs)
+        return flow[:, :, lead : lead + target]
+
+    def _hooked(self, options: dict, blocks: int, lead: int, positions: torch.Tensor) -> dict:
+        replaced = dict(options.get("patches_replace", {}))
+        before, hints = dict(replaced.get("dit", {})), {}
+        hooks = {("double_block", i): self._hook(i, hints, lead, positions, before.get(("double_block", i)))
+                 for i in range(blocks)}
+        return {**options, "patches_replace": {**replaced, "dit": {**before, **hooks}}}
+
+    def _hook(self, layer: int, hints: dict, lead: int, positions: torch.Tensor,
+              before: Callable | None) -> Callable[[dict, dict], dict]:
+        branch, around = self.branch.model, self.around
+
+        def block(args: dict, extra: dict) -> dict:
+            args = {**args, "pe": positions}
+            first = lead * (args["img"].shape[1] // args["vec"].shape[1])
+            if layer == 0:
+                hints.update(branch.hints(
+                    args["img"][:, first:], around.place, context=args["txt"], e=args["vec"][:, lead:],
+                    freqs=positions[:, first:], transformer_options=args["transformer_options"]))
+            out = extra["original_block"](args) if before is None else before(args, extra)
+            if layer in hints:
+                image = out["img"].clone()
+                image[:, first:] += hints.pop(layer) * around.strength
+                out = {**out, "img": image}
+            return out
+
+        return block
+
+
+def _positions(inner: Any, lead: int, rest: int, size: tuple[int, int], x: torch.Tensor) -> torch.Tensor:
+    """Rotations of [references | rest], in float32 whatever the model computes in."""
+    rows, columns = (-(-length // patch) for length, patch in zip(size, inner.patch_size[1:], strict=True))
+
+    def ids(times: torch.Tensor, down: int) -> torch.Tensor:
+        axes = torch.meshgrid(times, torch.arange(rows) + down, torch.arange(columns), indexing="ij")
+        return torch.stack(axes, -1).reshape(1, -1, 3)
+
+    both = torch.cat((ids(torch.arange(-lead, 0), rows), ids(torch.arange(rest), 0)), 1)
+    return inner.rope_embedder(both.to(x.device, torch.float32)).movedim(1, 2)
+
+
+def _bare(name: str) -> str:
+    while name.startswith(PREFIXES):
+        name = next(name[len(prefix):] for prefix in PREFIXES if name.startswith(prefix))
+    return name

@@ -1,0 +1,205 @@
+"""Two chunks of Mirage through the nodes, and through Microsoft's functions around the same weights.
+
+Theirs, cut out of the checkout that MIRAGE_PATH names: the cloud, projection, choice of references and of preceding
+latents, and the forward. The solver is this pack's UniPC in both (tests/sampling/test_solvers.py holds it to its own
+reference), the VAE core's, and features are rounded to float16 in both, as the memory stores them.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytestmark = pytest.mark.comfy
+
+torch = pytest.importorskip("torch")
+
+from pack.nodes.spatial.cameras import path_from_text  # noqa: E402
+from pack.tests.sampling.latent_models import TEXT, model, text, vae  # noqa: E402
+from pack.tests.spatial.test_cloud import oracle as cloud_oracle  # noqa: E402, F401
+from pack.tests.spatial.test_mirage import ORACLE, branch_file  # noqa: E402
+from pack.tests.spatial.test_mirage import oracle as forward_oracle  # noqa: E402, F401
+
+W, H, T, STEPS = 96, 64, 3, 3
+PATH = path_from_text("key 0.7 0.05 0.3 7 0 in 2\nback", W, H, 8.0, 60.0)  # no two points are equally near
+
+
+def depth(count):
+    slope = 1.7 + torch.arange(W) / W + 0.37 * torch.arange(H)[:, None] / H
+    return slope.repeat(count, 1, 1)
+
+
+def image():
+    return torch.rand(1, H, W, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def branch(tmp_path, monkeypatch):
+    folder_paths = pytest.importorskip("folder_paths")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"}))
+    return Path(branch_file(tmp_path)).name
+
+
+def lifted():
+    from pack.nodes.spatial.nodes import LiftSpatial
+
+    return LiftSpatial.EXECUTE_NORMALIZED(camera_path=PATH, vae=vae("ti2v"), depth=depth(1)[..., None],
+                                          depth_kind="metric", near=1.0, far=9.0, image=image()).args[0]
+
+
+def chunk(branch, memory, **options):
+    from pack.nodes.spatial.nodes_mirage import MirageClipSampler
+
+    given = {"model": model("ti2v"), "branch": branch, "vae": vae("ti2v"), "positive": text(1),
+             "spatial_memory": memory, "camera_path": PATH, "seed": 3, "latents": T, "steps": STEPS}
+    return MirageClipSampler.EXECUTE_NORMALIZED(**{**given, **options}).args
+
+
+def update(memory, clip, frame):
+    from pack.nodes.spatial.nodes import UpdateSpatial
+
+    return UpdateSpatial.EXECUTE_NORMALIZED(
+        spatial_memory=memory, camera_path=PATH, vae=vae("ti2v"), latent=clip, depth_kind="metric", first_frame=frame,
+        depth=depth(clip["samples"].shape[2])[..., None], budget_mb=64.0).args[0]
+
+
+@torch.inference_mode()
+def two_chunks(branch):
+    """(film after both, memory after both, reports)"""
+    memory = lifted()
+    film, clip, frame, first = chunk(branch, memory, start_image=image())
+    assert clip["samples"].shape[2] == T and frame == 0
+    memory = update(memory, clip, frame)
+    film, clip, frame, second = chunk(branch, memory, film=film)
+    assert clip["samples"].shape[2] == T - 1 and frame == 4 * T
+    return film["samples"], update(memory, clip, frame), (first, second)
+
+
+def test_a_film_of_two_chunks_is_one_latent_short_of_twice_and_remembers(branch):
+    film, memory, (first, second) = two_chunks(branch)
+    with torch.inference_mode():
+        encoded = vae("ti2v").encode(image())
+    assert film.shape == (1, 48, 2 * T - 1, H // 16, W // 16) and torch.isfinite(film).all()
+    assert torch.equal(film[:, :, :1], encoded.float())
+    assert memory.frames.unique().tolist() == [0, 4, 8, 12, 16]
+    assert "References: frames none." in first
+    assert "References: frames none." not in second and "Frame 16" in second
+
+
+def test_the_noise_levels_are_the_authors():
+    from pack.nodes.spatial.bridge_mirage_clip import schedule
+
+    assert [round(level, 5) for level in schedule(4)] == [0.9998, 0.93727, 0.83306, 0.62469, 0.0]  # shift 5, LongLive's
+
+
+def test_two_chunks_are_microsofts(branch, tmp_path, cloud_oracle, forward_oracle):  # noqa: F811
+    ours, _, _ = two_chunks(branch)
+    theirs = their_film(branch, tmp_path, cloud_oracle, forward_oracle)
+    assert theirs.std() > 0.1
+    assert (ours - theirs).abs().max() < 1e-4 * max(1.0, float(theirs.abs().max()))
+
+
+def their_functions(cloud_class):
+    wanted = {"build_target_pose_indices", "project_lpc_sequence", "select_preceding_context", "compute_points_iou",
+              "select_reference_latents", "visible_points_from_lpc", "update_frame_visibility",
+              "scale_intrinsics_to_hw"}
+    file = Path(ORACLE) / "src" / "mirage" / "inference" / "mirage_pipeline.py"
+    body = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if getattr(node, "name", "") in wanted]
+    import numpy as np
+
+    space = {"np": np, "torch": torch, "Tensor": torch.Tensor, "LatentPointCloud": cloud_class, "VideoGeometry": object}
+    exec(compile(ast.Module(body, []), str(file), "exec"), space)
+    return SimpleNamespace(**{name: space[name] for name in wanted})
+
+
+@torch.inference_mode()
+def their_film(branch, folder, cloud_class, forward):
+    """The loop of their generate(), on our tiny weights."""
+    import numpy as np
+
+    tools, inner = their_functions(cloud_class), model("ti2v").model
+    geometry = SimpleNamespace(intrinsics=PATH.intrinsics.numpy(), poses_c2w=PATH.poses.numpy(),
+                               frames=np.zeros((len(PATH), H, W, 3), np.uint8))
+    run = their_forward(folder / branch, forward)
+
+    def stored(latents):  # as the memory stores them
+        return inner.process_latent_in(inner.process_latent_out(latents).half().float())
+
+    first = inner.process_latent_in(vae("ti2v").encode(image()).float())
+    cloud = cloud_class.from_geometry(depth(1)[0], PATH.intrinsics[0], PATH.poses[0], stored(first)[0], None, "cpu")
+    made, scenes, seen = [], [], {}
+    for index in range(2):
+        frames = tools.build_target_pose_indices(start_frame=0, output_start=0 if index == 0 else 4 * (T - 1) + 1,
+                                                 model_frames=4 * (T - 1) + 1, temporal_stride=4, iter_idx=index)
+        scene = tools.project_lpc_sequence(lpc=cloud, geometry=geometry, frame_indices=frames)
+        before, before_scene = tools.select_preceding_context(generated_latents=made, generated_scene_latents=scenes,
+                                                              num_frames=2)
+        references, _ = tools.select_reference_latents(
+            lpc=cloud, geometry=geometry, target_pose_indices=frames, generated_latents=made, iou_threshold=0.04,
+            frame_visible_points=seen, max_reference_frames=4, voxel_size=0.1)
+        start = first if index == 0 else made[-1][None, :, None]
+        latents = their_chunk(run, inner, scene, before, before_scene, references, start)[0]
+        new = slice(0 if index == 0 else 1, None)
+        made += list(latents[:, new].unbind(1))
+        scenes += list(scene[:, new].unbind(1))
+        count = len(frames[new])
+        cloud.update(depth(count), PATH.intrinsics[frames[new]], PATH.poses[frames[new]],
+                     stored(latents[None])[0][:, new].movedim(1, 0))
+        tools.update_frame_visibility(lpc=cloud, geometry=geometry, pose_indices=frames[new],
+                                      frame_visible_points=seen, start_output_latent=len(made) - count)
+    return inner.process_latent_out(torch.stack(made, 1)[None])
+
+
+def their_chunk(run, inner, scene, before, before_scene, references, start):
+    from pack.nodes.sampling.solvers import UniPC
+    from pack.nodes.spatial.bridge_mirage_clip import schedule
+
+    scene = scene if before_scene is None else torch.cat((scene, before_scene), 1)
+    white = torch.ones(4 * (scene.shape[1] - 1) + 1, H, W, 3)
+    place = torch.cat((scene[None], inner.process_latent_in(vae("ti2v").encode(white).float())), 1)[0]
+    x = torch.randn(1, 48, T, *scene.shape[2:], generator=torch.Generator().manual_seed(3))
+    sigmas = schedule(STEPS)
+    solver, lead = UniPC(sigmas, None), 0 if references is None else references.shape[2]
+    for i, sigma in enumerate(sigmas[:-1]):
+        x[:, :, :1] = start
+        t = torch.full((T,), float(int(sigma * 1000)))
+        t[0] = 0
+        parts = [part for part in (references, x, before) if part is not None]
+        times = torch.cat((torch.zeros(lead), t, torch.zeros(0 if before is None else before.shape[2])))
+        flow = run(torch.cat(parts, 2), times, place, lead)[:, :, lead : lead + T]
+        x = solver.step(i, x, x - sigma * flow).clone()
+    x[:, :, :1] = start
+    return x
+
+
+def their_forward(file, forward):
+    from safetensors.torch import load_file
+
+    wan_class, vace_class, run = forward
+    inner = model("ti2v").model.diffusion_model
+    sizes = {"dim": inner.dim, "num_heads": inner.num_heads, "ffn_dim": inner.ffn_dim}
+    dit = wan_class(in_dim=48, out_dim=48, text_dim=TEXT, freq_dim=inner.freq_dim, eps=1e-6, patch_size=(1, 2, 2),
+                    num_layers=len(inner.blocks), has_image_input=False, seperated_timestep=True,
+                    fuse_vae_embedding_in_latents=True, **sizes)
+    dit.load_state_dict(inner.state_dict())
+    branch = vace_class(vace_layers=(0,), vace_in_dim=96, **sizes)
+    branch.load_state_dict(load_file(file))
+    return lambda latents, times, place, lead: run(
+        dit=dit, vace=branch, latents=latents, timestep=times, context=text(1)[0][0], vace_context=[place],
+        num_ref_frames=lead, fuse_vae_embedding_in_latents=True)
+
+
+def test_what_does_not_fit_is_refused_before_the_branch_is_read(branch):
+    with torch.inference_mode():
+        memory, film = lifted(), {"samples": torch.zeros(1, 48, T, H // 16, W // 16)}
+        cases = {"a wan vace model": {"model": model("vace"), "film": film}, "none of them": {},
+                 "both": {"film": film, "start_image": image()},
+                 "film, but got": {"film": {"samples": torch.zeros(1, 48, T, 2, 2)}},
+                 "48 channels for 96x64": {"film": film, "camera_path": path_from_text("hold in 4", 64, 64, 8.0, 60.0)},
+                 "spatial_memory, but got": {"film": film, "spatial_memory": 3}}
+        for words, options in cases.items():
+            with pytest.raises(ValueError, match=words):
+                chunk("no such file", memory, **options)
