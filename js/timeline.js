@@ -2,40 +2,29 @@
 // writes it, and is stored nowhere.
 
 import { app } from "../../scripts/app.js";
+import { addPanel, addStyles, lookEvery } from "./page.js";
 import { TimelineView } from "./timeline/view.js";
 
 const NODE = "VideoMemoryPromptSchedule";
 const FIELDS = { scenes: "scenes", identity: "identity", hero: "hero", reanchor_seconds: "reanchorS", clip_seconds: "clipS", film_seconds: "filmS" };
 const HEIGHT = 240;
-const LOOK_MS = 300; // undo, other extensions and the Python side change values without telling widgets
+const LOOK_MS = 300;
 
 app.registerExtension({
   name: "VideoMemory.Timeline",
 
-  setup() {
-    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: new URL("./timeline.css", import.meta.url).href }));
-  },
+  setup: addStyles,
 
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     const widgetOf = (name) => node.widgets.find((widget) => widget.name === name);
     const view = new TimelineView(() => read(node, widgetOf), (text) => write(widgetOf("scenes"), text));
-    const widget = node.addDOMWidget("timeline", "videomemory_timeline", view.element, {
-      serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT, getValue: () => "", setValue: () => {},
-    });
-    widget.serialize = false;
+    addPanel(node, "timeline", view.element, HEIGHT);
     let shown = "";
-    const look = () => {
+    lookEvery(node, LOOK_MS, () => {
       const now = JSON.stringify(read(node, widgetOf));
       if (now !== shown) { shown = now; view.show(); }
-    };
-    const timer = setInterval(look, LOOK_MS);
-    const { onRemoved } = node;
-    node.onRemoved = function removed(...rest) {
-      clearInterval(timer);
-      return onRemoved?.apply(this, rest);
-    };
-    look();
+    });
   },
 });
 

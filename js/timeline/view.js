@@ -1,5 +1,6 @@
 // The timeline as elements: scenes as blocks, joins to drag, the words of the chosen scene, what every clip is told.
 
+import { make } from "../page.js";
 import { clipPrompts, moveJoin, parseScenes, remove, retell, split, time } from "./scenes.js";
 
 const STEP_S = 0.5; // of a join that is dragged or moved by a key; half of it with Shift
@@ -23,9 +24,6 @@ export class TimelineView {
     this.words.addEventListener("change", () => this.edit((text, scenes) => retell(text, scenes, this.chosen, this.words.value)));
     this.add.addEventListener("click", () => this.edit((text, scenes) => split(text, scenes, this.chosen, STEP_S)));
     this.drop.addEventListener("click", () => this.edit((text, scenes) => remove(text, scenes, this.chosen)));
-    for (const event of ["pointerdown", "wheel", "keydown"]) {
-      this.element.addEventListener(event, (happened) => happened.stopPropagation()); // the canvas would move the node
-    }
   }
 
   /** Draw what the node says now. */
@@ -122,10 +120,4 @@ function clipRow(clip) {
 function place(element, left, width) {
   element.style.left = `${100 * left}%`;
   if (width !== undefined) element.style.width = `${100 * width}%`;
-}
-
-function make(tag, { role, ...properties }) {
-  const element = Object.assign(document.createElement(tag), properties);
-  if (role) element.setAttribute("role", role);
-  return element;
 }
