@@ -96,3 +96,11 @@ def test_every_node_has_a_help_page_that_names_its_inputs(schemas):
 def test_every_help_page_belongs_to_a_node(schemas):
     pages = {page.stem for page in (ROOT / "js" / "docs").glob("*.md")}
     assert pages <= set(schemas)
+
+
+def test_every_picture_of_a_help_page_is_there_and_every_picture_is_shown():
+    """Pictures are made by scripts/build_node_pictures.py."""
+    folder = ROOT / "js" / "docs"
+    shown = {name for page in folder.glob("*.md")
+             for name in re.findall(r"\]\(images/([^)]+)\)", page.read_text(encoding="utf-8"))}
+    assert len(shown) > 20 and shown == {path.name for path in (folder / "images").glob("*.png")}
