@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension
 
 from .nodes import NODE_CLASSES
-from .nodes.budget.bridge_route import add_routes
+from .nodes.budget.bridge_route import add_routes as add_budget_routes
+from .nodes.video.bridge_route import add_routes as add_film_routes
 
 WEB_DIRECTORY = "./js"
 
@@ -16,7 +17,8 @@ class VideoMemoryExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> VideoMemoryExtension:
-    add_routes()
+    add_budget_routes()
+    add_film_routes()
     return VideoMemoryExtension()
 
 

@@ -1,0 +1,87 @@
+"""What the film strip in the graph editor asks the server: which clips of a run are there, and a picture of each."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from aiohttp import web
+
+from .encode import read_frames
+from .manifest import Take
+from .places import SUBFOLDER, run_path, run_root
+from .run_folder import RunFolder
+
+RUN, FRAME = "/videomemory/run", "/videomemory/frame"
+SHOWN_FRAME = 8  # the first ones after a hard cut may still show the scene before
+WIDTH = 192  # of a picture, pixels
+
+
+def add_routes() -> None:
+    """Register both routes with ComfyUI's server, where there is one."""
+    from server import PromptServer  # not importable outside ComfyUI's main program
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.routes.get(RUN)(get_run)
+        server.routes.get(FRAME)(get_frame)
+
+
+async def get_run(request: web.Request) -> web.Response:
+    """?name= -> {"clips": [...]}; 404 with a sentence for a run that cannot be read. Writes nothing."""
+    try:
+        takes = await asyncio.to_thread(newest_takes, request.query.get("name", ""))
+    except (ValueError, RuntimeError) as error:
+        return web.json_response({"clips": [], "message": str(error)}, status=404)
+    return web.json_response({"clips": [take_json(take) for take in takes.values()]})
+
+
+async def get_frame(request: web.Request) -> web.Response:
+    """?name=&clip= -> a JPEG of that clip; 404 where it has no frames (yet)."""
+    try:
+        take = newest_takes(request.query.get("name", ""))[int(request.query.get("clip", ""))]
+        stored = take.files["video"]
+        path = _folder(request.query["name"]).file(take, "video")
+        picture = await asyncio.to_thread(jpeg_of, path, stored.sha256)
+    except (ValueError, RuntimeError, KeyError, OSError):
+        raise web.HTTPNotFound from None
+    return web.Response(body=picture, content_type="image/jpeg", headers={"Cache-Control": "no-cache"})
+
+
+def newest_takes(run_name: str) -> dict[int, Take]:
+    """By clip: the finished take, else the newest; ValueError for a name that is none."""
+    found: dict[int, Take] = {}
+    for take in _folder(run_name).takes():
+        known = found.get(take.index)
+        if known is None or (take.status == "done", take.take) > (known.status == "done", known.take):
+            found[take.index] = take
+    return found
+
+
+def take_json(take: Take) -> dict[str, Any]:
+    """seconds: what sampling and decoding took. picture: changes when the clip's frames do, "" without frames."""
+    video = take.files.get("video")
+    return {"index": take.index, "take": take.take, "status": take.status, "note": take.note, "frames": take.frames,
+            "fps": take.fps, "seconds": take.seconds, "picture": video.sha256[:16] if video else ""}
+
+
+@lru_cache(maxsize=64)
+def jpeg_of(path: Path, _sha256: str) -> bytes:
+    from PIL import Image
+
+    frames = list(islice(read_frames(path), SHOWN_FRAME + 1))
+    image = Image.fromarray(frames[-1].numpy())
+    image.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+    written = io.BytesIO()
+    image.save(written, "JPEG", quality=85)
+    return written.getvalue()
+
+
+def _folder(run_name: str) -> RunFolder:
+    named = folder_paths.folder_names_and_paths.get(SUBFOLDER, ([],))[0]
+    return RunFolder(run_path(run_root(folder_paths.get_output_directory(), named), run_name))

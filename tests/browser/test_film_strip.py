@@ -1,0 +1,84 @@
+"""The film strip on Render Short: pictures of the clips on disk, and the button that asks for one again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from .test_workflows import WORKFLOWS, page  # noqa: F401  (a fixture)
+
+pytestmark = [pytest.mark.browser, pytest.mark.server]
+
+RENDER = "app.graph.nodes.find(n => n.type === 'VideoMemoryRenderShort')"
+OPEN = f"""async ([workflow, name]) => {{
+  await app.loadGraphData(workflow, true, true, 'strip.json');
+  {RENDER}.widgets.find(w => w.name === 'run_name').value = name;
+  app.canvas.ds.scale = 0.8;
+  app.canvas.centerOnNode({RENDER});
+}}"""
+
+
+def write_run(server, name: str, clips: int) -> None:
+    """Clips of one colour each, as Save Clip leaves them; the last one has no frames yet."""
+    from pack.nodes.video.encode import write_ffv1
+    from pack.nodes.video.run_folder import RunFolder
+
+    run = RunFolder(server.output / "videomemory" / name)
+    for index in range(clips):
+        take = run.begin(index, f"made from {index}", f"digest {index}", note=f"scene {index + 1}")
+        take = run.put(take, "latents", lambda path: path.write_bytes(b"latents"))
+        if index < clips - 1:
+            take = run.put(take, "memory", lambda path: path.write_bytes(b"memory"))
+            frames = torch.zeros(12, 64, 96, 3, dtype=torch.uint8)
+            frames[..., index % 3] = 200
+            take = run.put(take, "video", lambda path, frames=frames: write_ffv1(path, iter(frames), 16))
+            run.finish(take, 2.5)
+
+
+@pytest.fixture
+def strip(page, server):  # noqa: F811
+    if not (server.output / "videomemory" / "strip_test").exists():
+        write_run(server, "strip_test", 4)
+    workflow = json.loads(next(path for path in WORKFLOWS if path.stem == "demo_toyworld").read_text(encoding="utf-8"))
+    page.evaluate(OPEN, [workflow, "strip_test"])
+    page.wait_for_function("() => document.querySelectorAll('.videomemory-strip li').length === 4", timeout=30_000)
+    return page.locator(".videomemory-film")
+
+
+def test_every_clip_on_disk_is_shown(page, strip):  # noqa: F811
+    page.wait_for_function("""() => [...document.querySelectorAll('.videomemory-strip img')]
+      .filter(image => image.naturalWidth > 0).length === 3""")
+    colors = page.evaluate("""() => [...document.querySelectorAll('.videomemory-strip img')].map(image => {
+      const canvas = document.createElement('canvas'); canvas.width = canvas.height = 1;
+      const context = canvas.getContext('2d'); context.drawImage(image, 0, 0, 1, 1);
+      return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    })""")
+    assert [color.index(max(color)) for color in colors] == [0, 1, 2]
+    assert strip.locator("img").first.get_attribute("alt") == "Clip 1: scene 1"
+    assert strip.locator(".videomemory-blank").all_inner_texts() == ["latents"]
+    assert strip.locator("p").inner_text() == "3 of 4 clips on disk are finished, 2.5 s each."
+    assert page.errors == []
+
+
+def test_again_sets_the_nodes_own_inputs(page, strip):  # noqa: F811
+    strip.get_by_role("button", name="Make clip 2 again").click()
+    values = page.evaluate(f"""() => Object.fromEntries({RENDER}.widgets.map(w => [w.name, w.value]))""")
+    assert (values["regenerate"], values["regenerate_clip"]) == ("only", 2) and values["regenerate_seed"] > 0
+    page.wait_for_function("() => document.querySelector('.videomemory-film p').textContent.includes('only 2')")
+
+
+def test_another_name_is_another_film(page, strip):  # noqa: F811
+    page.evaluate(f"() => {{ {RENDER}.widgets.find(w => w.name === 'run_name').value = 'nothing here'; }}")
+    page.wait_for_function("() => document.querySelectorAll('.videomemory-strip li').length === 0")
+    assert strip.locator("p").inner_text() == "No clip of this run is on disk yet."
+
+
+@pytest.mark.parametrize("query", ["name=..%2F..", "name=", "name=strip_test&clip=99", "name=strip_test&clip=x"])
+def test_other_files_are_not_served(server, strip, query):
+    import urllib.error
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.client.get(f"/videomemory/frame?{query}")
+    assert refused.value.code == 404
