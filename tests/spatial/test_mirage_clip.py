@@ -95,6 +95,22 @@ def test_the_noise_levels_are_the_authors():
     assert [round(level, 5) for level in schedule(4)] == [0.9998, 0.93727, 0.83306, 0.62469, 0.0]  # shift 5, LongLive's
 
 
+def test_an_old_frame_is_judged_by_what_was_known_after_its_own_chunk():
+    from dataclasses import replace
+
+    from pack.nodes.spatial.bridge_mirage_clip import ChunkRequest, _references, as_of
+
+    with torch.inference_mode():
+        memory = update(lifted(), {"samples": torch.zeros(1, 48, T, H // 16, W // 16)}, 0)
+    assert as_of(memory, 4).frames.unique().tolist() == [0, 4]
+    later = memory.frames > 0
+    memory = replace(memory, points=memory.points[later], features=memory.features[later],
+                     frames=memory.frames[later], confidence=memory.confidence[later])
+    request = ChunkRequest(None, None, None, [], memory, PATH, None, torch.zeros(1, 48, T, H // 16, W // 16), 0, T,
+                           STEPS, None)
+    assert sorted(_references(request, (8, 12, 16))) == [0, 1, 2]
+
+
 def test_two_chunks_are_microsofts(branch, tmp_path, cloud_oracle, forward_oracle):  # noqa: F811
     ours, _, _ = two_chunks(branch)
     theirs = their_film(branch, tmp_path, cloud_oracle, forward_oracle)
