@@ -132,10 +132,35 @@ class SafetensorsFile:
         return self._file.get_tensor(key)
 
     def release(self) -> None:
-        self._file: Any = safe_open(self.path, framework="pt")
+        try:
+            self._file: Any = safe_open(self.path, framework="pt")
+        except RuntimeError:  # torch maps a file so that it could be written to: that wants memory for all of it
+            self._file = UnmappedFile(self.path)
 
     def close(self) -> None:
         self._file = None
+
+
+class UnmappedFile:
+    """Stands in for safe_open where the system will not map the whole file: one larger than RAM on Linux, or than what
+    the page file can take on Windows (error 1455). Each tensor is read into memory of its own."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._checked = path, safe_open(path, framework="numpy")
+        self.keys, self.metadata, self.get_slice = self._checked.keys, self._checked.metadata, self._checked.get_slice
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            self._entries, self._start = json.loads(file.read(size)), 8 + size
+
+    def get_tensor(self, key: str) -> torch.Tensor:
+        entry = self._entries[key]
+        start, end = entry["data_offsets"]
+        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+        if end > start:
+            with open(self._path, "rb") as file:
+                file.seek(self._start + start)
+                file.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+        return tensor
 
 
 class ShardedFile:
