@@ -45,11 +45,12 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=_chromium(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1400, "height": 1300})
+        page.request.post(f"{url}/settings", data={"Comfy.TutorialCompleted": True})  # else templates cover the canvas
         page.goto(url, wait_until="domcontentloaded")
         page.wait_for_function(READY, timeout=120_000)
         for name in page.evaluate(NAMES):
             page.evaluate(SHOW, name)
-            page.wait_for_timeout(700)
+            page.wait_for_timeout(2200)  # panels ask the server
             shot = Image.open(io.BytesIO(page.screenshot(clip=page.evaluate(PLACE))))
             shot.convert("RGB").quantize(COLOURS).save(IMAGES / f"{name}.png", optimize=True)
         browser.close()
