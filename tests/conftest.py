@@ -87,7 +87,7 @@ def server(toyworld: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """One real ComfyUI for the whole session, with the pack linked in and the demo checkpoint on offer.
 
     `server.client` talks to it (get, post, run, ...), `server.output` is its output folder, `server.log` its
-    log file.
+    log file. FRONTEND_PATH names the static folder of another frontend package, to try its version.
     """
     from pack.scripts.harness.comfyui_source import check_version
     from pack.scripts.harness.environment import Environment
@@ -96,5 +96,8 @@ def server(toyworld: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     comfyui = Path(COMFYUI)
     environment = Environment(Path(sys.executable), comfyui, check_version(comfyui), ours=False)
     folder = tmp_path_factory.mktemp("server")
-    with ComfyUIServer(environment, folder / "output", folder / "comfyui.log", (toyworld,)) as running:
+    frontend = os.environ.get("FRONTEND_PATH")
+    arguments = ("--front-end-root", frontend) if frontend else ()
+    with ComfyUIServer(environment, folder / "output", folder / "comfyui.log", (toyworld,),
+                       extra_arguments=arguments) as running:
         yield running
