@@ -15,7 +15,9 @@ WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.j
 READY = "() => window.app?.graph && 'VideoMemoryRenderShort' in LiteGraph.registered_node_types"
 OPEN = """async (workflow) => {
   await app.loadGraphData(workflow, true, true, 'test.json');
-  const missing = app.graph.nodes.filter(n => n.has_errors || !(n.type in LiteGraph.registered_node_types));
+  const lacksFile = n => n.widgets?.some(w => w.options?.values?.includes && !w.options.values.includes(w.value));
+  const missing = app.graph.nodes.filter(
+    n => (n.has_errors && !lacksFile(n)) || !(n.type in LiteGraph.registered_node_types));
   return {missing: missing.map(n => n.type), titles: app.graph.nodes.map(n => n.title),
           groups: app.graph.groups.map(g => g.title), prompt: (await app.graphToPrompt()).output};
 }"""
