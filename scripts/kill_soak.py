@@ -87,11 +87,12 @@ class Soak:
 
     def _broken_film(self, kills: int) -> None:
         self.result.films += 1
-        output, killed = self.folder / f"film{self.result.films}", 0
-        while killed < kills and self._is_killed(output):
-            killed += 1
-            self._look(output)
-        if killed == kills:
+        output, killed, listed = self.folder / f"film{self.result.films}", 0, 0
+        while killed < kills and listed < self.clips:  # of a film whose clips are done, no second kill
+            if not self._is_killed(output):
+                break
+            killed, listed = killed + 1, self._look(output)
+        else:
             self._checked_render(output)
         self.result.kills += killed
         is_same = film_digests(output) == self.wanted
@@ -122,14 +123,16 @@ class Soak:
             self.result.found[watch.stage] = self.result.found.get(watch.stage, 0) + 1
         return was_killed
 
-    def _look(self, output: Path) -> None:
+    def _look(self, output: Path) -> int:
         """What the kill left: how many clips are finished, and whether everything listed is there."""
         takes = takes_of(output)
-        self.result.listed.append(sum(take["status"] == "done" for take in takes))
+        listed = sum(take["status"] == "done" for take in takes)
+        self.result.listed.append(listed)
         for stored in (stored for take in takes for stored in take["files"].values()):
             path = run_folder(output) / stored["name"]
             if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != stored["sha256"]:
                 self._complain(f"{stored['name']} is listed and not whole")
+        return listed
 
     def _complain(self, sentence: str) -> None:
         self.result.wrong.append(f"film {self.result.films}: {sentence}")
