@@ -20,11 +20,7 @@ app.registerExtension({
     const widgetOf = (name) => node.widgets.find((widget) => widget.name === name);
     const view = new TimelineView(() => read(node, widgetOf), (text) => write(widgetOf("scenes"), text));
     addPanel(node, "timeline", view.element, HEIGHT);
-    let shown = "";
-    lookEvery(node, LOOK_MS, () => {
-      const now = JSON.stringify(read(node, widgetOf));
-      if (now !== shown) { shown = now; view.show(); }
-    });
+    lookEvery(node, LOOK_MS, () => view.look());
   },
 });
 

@@ -26,9 +26,15 @@ export class TimelineView {
     this.drop.addEventListener("click", () => this.edit((text, scenes) => remove(text, scenes, this.chosen)));
   }
 
+  /** Draw again only when the node says something else: drawing takes the focus from joins and blocks. */
+  look() {
+    if (JSON.stringify(this.read()) !== this.shown) this.show();
+  }
+
   /** Draw what the node says now. */
   show() {
     const state = this.read();
+    this.shown = JSON.stringify(state);
     const { scenes, error } = state.linked ? { scenes: [], error: { message: state.linked } } : parseScenes(state.scenes, state.filmS);
     this.scenes = scenes;
     this.chosen = Math.min(this.chosen, Math.max(0, scenes.length - 1));
