@@ -44,10 +44,8 @@ async def get_run(request: web.Request) -> web.Response:
 async def get_frame(request: web.Request) -> web.Response:
     """?name=&clip= -> a JPEG of that clip; 404 where it has no frames (yet)."""
     try:
-        take = newest_takes(request.query.get("name", ""))[int(request.query.get("clip", ""))]
-        stored = take.files["video"]
-        path = _folder(request.query["name"]).file(take, "video")
-        picture = await asyncio.to_thread(jpeg_of, path, stored.sha256)
+        name, clip = request.query.get("name", ""), int(request.query.get("clip", ""))
+        picture = await asyncio.to_thread(picture_of, name, clip)  # the checksum of a clip takes its time
     except (ValueError, RuntimeError, KeyError, OSError):
         raise web.HTTPNotFound from None
     return web.Response(body=picture, content_type="image/jpeg", headers={"Cache-Control": "no-cache"})
@@ -61,6 +59,13 @@ def newest_takes(run_name: str) -> dict[int, Take]:
         if known is None or (take.status == "done", take.take) > (known.status == "done", known.take):
             found[take.index] = take
     return found
+
+
+def picture_of(run_name: str, clip: int) -> bytes:
+    """A JPEG of that clip; KeyError without such a clip or its frames, RuntimeError where these are damaged."""
+    take = newest_takes(run_name)[clip]
+    stored = take.files["video"]
+    return jpeg_of(_folder(run_name).file(take, "video"), stored.sha256)
 
 
 def take_json(take: Take) -> dict[str, Any]:
