@@ -133,6 +133,10 @@ def show_shapes(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[in
 
 
 class QuantOperations(comfy.ops.manual_cast):
-    """ComfyUI's layer classes with QuantLinear in place of Linear."""
+    """ComfyUI's layer classes with QuantLinear in place of Linear.
 
+    Other rooms find them at a MODEL (model_config.custom_operations) and know them by holds_packed.
+    """
+
+    holds_packed = True
     Linear = QuantLinear

@@ -12,46 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management as mm
-import comfy.model_patcher
-import comfy.ops
-import comfy.utils
 import torch
-from comfy.ldm.wan.model import VaceWanAttentionBlock
 from comfy.patcher_extension import WrappersMP
 
-from ..common.errors import message
-
 KEY = "videomemory_mirage"
-PREFIXES = ("module.", "model.", "pipe.vace.", "vace.")
-BRANCH = ("vace_blocks.", "vace_patch_embedding.")
-CONTEXTS = (96, 97)  # 48 of the place and 48 of a white film; the second has a last channel that marks holes
-
-
-class Branch(torch.nn.Module):
-    """The VACE branch: `vace_patch_embedding` and `vace_blocks`, named as its training code saves them."""
-
-    def __init__(self, inner: Any, blocks: int, channels: int, operations: Any, dtype: torch.dtype) -> None:
-        super().__init__()
-        settings = {"operations": operations, "device": None, "dtype": dtype}
-        self.layers = tuple(range(0, len(inner.blocks), len(inner.blocks) // blocks))[:blocks]
-        self.vace_patch_embedding = operations.Conv3d(channels, inner.dim, kernel_size=inner.patch_size,
-                                                      stride=inner.patch_size, dtype=dtype)
-        self.vace_blocks = torch.nn.ModuleList(
-            VaceWanAttentionBlock("t2v_cross_attn", inner.dim, inner.ffn_dim, inner.num_heads, cross_attn_norm=True,
-                                  block_id=i, operation_settings=settings) for i in range(blocks))
-
-    @property
-    def channels(self) -> int:
-        return self.vace_patch_embedding.in_channels
-
-    def hints(self, x: torch.Tensor, place: torch.Tensor, **how: Any) -> dict[int, torch.Tensor]:
-        """layer -> [B, S, dim], from the tokens x without references and the place [1, channels, T + P, h, w]."""
-        c = self.vace_patch_embedding(place.to(x)).flatten(2).transpose(1, 2).expand(len(x), -1, -1)
-        found = {}
-        for layer, block in zip(self.layers, self.vace_blocks, strict=True):
-            found[layer], c = block(c, x, **how)
-        return found
 
 
 @dataclass(frozen=True)
@@ -66,27 +30,6 @@ class Surroundings:
     references: torch.Tensor
     preceding: torch.Tensor
     strength: float = 1.0
-
-
-def load_branch(path: str, model: Any) -> Any:
-    """A ModelPatcher around the branch in a file, for a Wan 2.2 TI2V MODEL; ValueError for what is no such file."""
-    inner = model.model.diffusion_model
-    weights = {_bare(name): value for name, value in comfy.utils.load_torch_file(path, safe_load=True).items()}
-    weights = {name: value for name, value in weights.items() if name.startswith(BRANCH)}
-    blocks = len({name.split(".")[1] for name in weights if name.startswith(BRANCH[0])})
-    patch = weights.get("vace_patch_embedding.weight")
-    if not blocks or patch is None or patch.shape[1] not in CONTEXTS or patch.shape[0] != inner.dim:
-        raise ValueError(message("Mirage Branch: file", f"{blocks} blocks, patch embedding "
-                                 f"{None if patch is None else tuple(patch.shape)}",
-                                 f"a VACE branch of Mirage's training code: {inner.dim} wide, {CONTEXTS} channels in",
-                                 "Choose the branch that was trained for this model."))
-    dtype = patch.dtype if patch.dtype.is_floating_point else torch.bfloat16
-    branch = Branch(inner, blocks, patch.shape[1], comfy.ops.manual_cast, dtype)
-    missing, unexpected = branch.load_state_dict(weights, strict=False)
-    if missing or unexpected:
-        raise ValueError(message("Mirage Branch: file", f"missing {missing[:3]}, unknown {unexpected[:3]}",
-                                 "all tensors of the branch and no others", "Choose a complete, unquantised file."))
-    return comfy.model_patcher.ModelPatcher(branch.eval(), model.load_device, mm.unet_offload_device())
 
 
 def with_branch(model: Any, branch: Any, around: Surroundings) -> Any:
@@ -157,9 +100,3 @@ def _positions(inner: Any, lead: int, rest: int, size: tuple[int, int], x: torch
 
     both = torch.cat((ids(torch.arange(-lead, 0), rows), ids(torch.arange(rest), 0)), 1)
     return inner.rope_embedder(both.to(x.device, torch.float32)).movedim(1, 2)
-
-
-def _bare(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = next(name[len(prefix):] for prefix in PREFIXES if name.startswith(prefix))
-    return name

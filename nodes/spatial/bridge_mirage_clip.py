@@ -8,6 +8,7 @@ found again from the frames that points came from, which is the same while nothi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,11 +100,19 @@ def _place(request: ChunkRequest, reading: Reading, beside: range) -> torch.Tens
     for j in beside:
         then = as_of(request.memory, TEMPORAL_STRIDE * step * _chunk(j, step))
         scenes.append(_scene(inner, read(then, request.path, (TEMPORAL_STRIDE * j,))))
-    scene = torch.cat(scenes, 2)
-    height, width = request.path.height, request.path.width
-    white = torch.ones(TEMPORAL_STRIDE * (scene.shape[2] - 1) + 1, height, width, 3)
-    score = inner.process_latent_in(request.vae.encode(white).to("cpu", torch.float32))
-    place = torch.cat((scene, score), 1)
+    return place_of(torch.cat(scenes, 2), channels, lambda frames: inner.process_latent_in(
+        request.vae.encode(torch.ones(frames, request.path.height, request.path.width, 3)).to("cpu", torch.float32)))
+
+
+def place_of(scene: torch.Tensor, channels: int, encode_white: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    """[1, channels, n, h, w] of a scene [1, 48, n, h, w] that is 0 in holes, in the layout of a branch.
+
+    channels: one of CONTEXTS. encode_white: frames -> the normalised latents of a white film. Source: the authors'
+    build_vace_context (train.py): an odd channel says where all others are 0.
+    """
+    place = scene
+    if channels >= 2 * scene.shape[1]:
+        place = torch.cat((scene, encode_white(TEMPORAL_STRIDE * (scene.shape[2] - 1) + 1)), 1)
     if channels > place.shape[1]:
         place = torch.cat((place, (~place.ne(0).any(1, keepdim=True)).to(place)), 1)
     return place

@@ -14,11 +14,12 @@ from ..common.compat import (
     model_facts,
     node_id,
     node_progress,
-    patcher_key,
     schema,
 )
+from ..common.digest import patcher_key
 from ..common.errors import message
-from .bridge_mirage import load_branch
+from ..loading.codecs import WEIGHTS
+from .bridge_branch import branch_of
 from .bridge_mirage_clip import ChunkRequest, sample_chunk
 from .requests import coverage_lines, film_frames, frames_of_latent, require_path, require_same_vae, require_spatial
 
@@ -39,7 +40,8 @@ class MirageClipSampler(io.ComfyNode):
             inputs=[
                 field(io.Model, "model", tooltip="Wan 2.2 TI2V-5B, with the LoRA of the same training on it."),
                 field(io.Combo, "branch", options=folder_paths.get_filename_list("diffusion_models"),
-                      tooltip="The trained branch (vace.safetensors) in models/diffusion_models; unquantised."),
+                      tooltip="The trained branch (vace.safetensors) in models/diffusion_models; read once for all "
+                              "chunks of a MODEL."),
                 field(io.Vae, "vae", tooltip="Wan 2.2's VAE, with which the place was lifted."),
                 field(io.Conditioning, "positive", tooltip="What happens in the chunk; there is no guidance."),
                 field(SpatialMemoryIO, "spatial_memory", tooltip="The place as it was before this chunk."),
@@ -51,6 +53,10 @@ class MirageClipSampler(io.ComfyNode):
                 field(io.Int, "steps", default=20, min=1, max=200, tooltip="Of UniPC; 20 is the authors'."),
                 field(io.Image, "start_image", optional=True, tooltip="The film's first frame, for the first chunk."),
                 field(io.Latent, "film", optional=True, tooltip="All latents so far, for every later chunk."),
+                field(io.Combo, "branch_weights", display_name="weights of the branch", options=list(WEIGHTS),
+                      default="original", optional=True,
+                      tooltip="original = as in the file (5.2 GB in 16 bits). nf4, int8, nf4_int8 = packed while it is "
+                              "read; needs a MODEL of Load Diffusion Model (NF4) that is packed too."),
             ],
             outputs=[
                 io.Latent.Output(id="film_after", display_name="film", tooltip="All latents with the new ones."),
@@ -64,18 +70,19 @@ class MirageClipSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, branch: str, vae, positive, spatial_memory, camera_path, seed: int, latents: int,
-                steps: int, start_image=None, film=None) -> io.NodeOutput:
+                steps: int, start_image=None, film=None, branch_weights: str = "original") -> io.NodeOutput:
         progress = node_progress(0, node_id(cls))
         _check(model, vae, spatial_memory, camera_path, start_image, film)
-        start, so_far = _beginning(vae, camera_path, spatial_memory, start_image, film)
         path = folder_paths.get_full_path_or_raise("diffusion_models", branch)
-        request = ChunkRequest(model, load_branch(path, model), vae, positive, spatial_memory, camera_path, start,
-                               so_far, seed, latents, steps, progress)
+        loaded, told = branch_of(path, model, branch_weights, progress=progress)
+        start, so_far = _beginning(vae, camera_path, start_image, film)
+        request = ChunkRequest(model, loaded, vae, positive, spatial_memory, camera_path, start, so_far, seed, latents,
+                               steps, progress)
         chunk, reading, chosen = sample_chunk(request)
         new = chunk if film is None else chunk[:, :, 1:]
         frame = 0 if film is None else request.first_frame + 4
         named = ", ".join(str(4 * j) for j in chosen) or "none"
-        report = "\n".join((f"References: frames {named}.",
+        report = "\n".join((f"References: frames {named}.", told,
                             *coverage_lines(reading, film_frames(request.first_frame, latents))))
         progress.say(report)
         return io.NodeOutput({"samples": torch.cat((so_far, new), 2)}, {"samples": new}, frame, report,
@@ -99,9 +106,14 @@ def _check(model, vae, memory, path, start_image, film) -> None:
         raise ValueError(message(f"{ASKED}: spatial_memory", f"{memory.channels} channels for {size[0]}x{size[1]}",
                                  f"{facts.latent_channels} channels for {path.width}x{path.height}, the camera path's",
                                  "Lift the place with Wan 2.2's VAE, on this camera path."))
+    so_far = None if film is None else frames_of_latent(film["samples"], ASKED)
+    if so_far is not None and (len(so_far), *so_far.shape[2:]) != (memory.channels, memory.height, memory.width):
+        raise ValueError(message(f"{ASKED}: film", f"latents of {tuple(so_far.shape)}",
+                                 f"{memory.channels} channels, {memory.height}x{memory.width}, as the memory",
+                                 "Connect the film output of the chunk before."))
 
 
-def _beginning(vae, path, memory, start_image, film) -> tuple[torch.Tensor, torch.Tensor]:
+def _beginning(vae, path, start_image, film) -> tuple[torch.Tensor, torch.Tensor]:
     """(the chunk's first latent [1, C, 1, h, w], the film so far [1, C, N, h, w])"""
     if film is None:
         picture = comfy.utils.common_upscale(start_image[:1, :, :, :3].movedim(-1, 1), path.width, path.height,
@@ -109,10 +121,6 @@ def _beginning(vae, path, memory, start_image, film) -> tuple[torch.Tensor, torc
         start = vae.encode(picture).to("cpu", torch.float32)
         return start, start[:, :, :0]
     so_far = frames_of_latent(film["samples"], ASKED)[None]
-    if (so_far.shape[1], *so_far.shape[3:]) != (memory.channels, memory.height, memory.width):
-        raise ValueError(message(f"{ASKED}: film", f"latents of {tuple(so_far.shape)}",
-                                 f"{memory.channels} channels, {memory.height}x{memory.width}, as the memory",
-                                 "Connect the film output of the chunk before."))
     return so_far[:, :, -1:], so_far
 
 

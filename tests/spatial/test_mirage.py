@@ -30,7 +30,7 @@ def draw(channels, count, seed):
 
 def branch_file(folder, prefix="", channels=96, drop=None, blocks=1):
     import comfy.ops
-    from pack.nodes.spatial.bridge_mirage import Branch
+    from pack.nodes.spatial.bridge_branch import Branch
     from safetensors.torch import save_file
 
     made = filled(Branch(model("ti2v").model.diffusion_model, blocks, channels, comfy.ops.disable_weight_init,
@@ -48,9 +48,10 @@ def surroundings(references=2, preceding=1, channels=96, **more):
 
 
 def forward(folder, around, context=None, times=(0.0, 700.0, 700.0), **file):
-    from pack.nodes.spatial.bridge_mirage import load_branch, with_branch
+    from pack.nodes.spatial.bridge_branch import load_branch
+    from pack.nodes.spatial.bridge_mirage import with_branch
 
-    patched = with_branch(model("ti2v"), load_branch(branch_file(folder, **file), model("ti2v")), around)
+    patched = with_branch(model("ti2v"), load_branch(branch_file(folder, **file), model("ti2v"))[0], around)
     text = torch.randn(1, 8, TEXT, generator=torch.Generator().manual_seed(5)) if context is None else context
     options = patched.model_options["transformer_options"]
     import comfy.patcher_extension as extension
@@ -134,7 +135,7 @@ def test_branches_with_a_channel_for_holes_load_too(tmp_path):
 
 
 def test_files_that_are_no_branch_are_refused(tmp_path):
-    from pack.nodes.spatial.bridge_mirage import load_branch
+    from pack.nodes.spatial.bridge_branch import load_branch
 
     with pytest.raises(ValueError, match="96, 97"):
         load_branch(branch_file(tmp_path, channels=32), model("ti2v"))
