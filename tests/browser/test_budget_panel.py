@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from .test_workflows import WORKFLOWS, page  # noqa: F401  (a fixture)
+from .editor import bundled
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
 
@@ -18,27 +16,26 @@ OPEN = f"""async (workflow) => {{
 }}"""
 
 
-def verdict(page, wanted: str, seconds: int = 30) -> str:  # noqa: F811
+def verdict(page, wanted: str, seconds: int = 30) -> str:
     page.wait_for_function(
         "(wanted) => document.querySelector('.videomemory-verdict')?.textContent.includes(wanted)",
         arg=wanted, timeout=1000 * seconds)
     return page.locator(".videomemory-verdict").inner_text()
 
 
-def change(page, name: str, value: object) -> None:  # noqa: F811
+def change(page, name: str, value: object) -> None:
     page.evaluate(f"([name, value]) => {{ {GATE}.widgets.find(w => w.name === name).value = value; }}", [name, value])
 
 
 @pytest.fixture
-def panel(page):  # noqa: F811
-    workflow = json.loads(next(path for path in WORKFLOWS if path.stem == "demo_toyworld").read_text(encoding="utf-8"))
-    page.evaluate(OPEN, workflow)
+def panel(page):
+    page.evaluate(OPEN, bundled("demo_toyworld"))
     view = page.locator(".videomemory-budget")
     view.wait_for(state="visible", timeout=30_000)
     return view
 
 
-def test_the_demo_fits_and_says_so(page, server, panel):  # noqa: F811
+def test_the_demo_fits_and_says_so(page, server, panel):
     assert "128 x 80" in verdict(page, "Fits")
     graph = page.evaluate("async () => (await app.graphToPrompt()).output")
     gate = next(node_id for node_id, node in graph.items() if node["class_type"] == "VideoMemoryBudgetGate")
@@ -50,27 +47,27 @@ def test_the_demo_fits_and_says_so(page, server, panel):  # noqa: F811
     assert page.errors == []
 
 
-def test_another_size_is_another_plan(page, panel):  # noqa: F811
+def test_another_size_is_another_plan(page, panel):
     verdict(page, "128 x 80")
     change(page, "width", 256)
     assert "256 x 80" in verdict(page, "256 x 80")
 
 
-def test_what_does_not_fit_is_told_with_what_would(page, panel):  # noqa: F811
+def test_what_does_not_fit_is_told_with_what_would(page, panel):
     verdict(page, "Fits")
     change(page, "budget_gb", 0.3)
     assert verdict(page, "Does not fit") == "Does not fit"
     assert panel.locator("li").count() > 0
 
 
-def test_a_model_that_is_missing_is_a_sentence(page, panel):  # noqa: F811
+def test_a_model_that_is_missing_is_a_sentence(page, panel):
     verdict(page, "Fits")
     page.evaluate(f"() => {GATE}.disconnectInput('model')")
     verdict(page, "Cannot be said yet")
     assert panel.locator("li").first.inner_text()
 
 
-def test_the_panel_is_stored_nowhere(page, panel):  # noqa: F811
+def test_the_panel_is_stored_nowhere(page, panel):
     saved, queued = page.evaluate(f"""async () => [{GATE}.serialize().widgets_values,
       (await app.graphToPrompt()).output[{GATE}.id].inputs]""")
     assert "budget" not in queued

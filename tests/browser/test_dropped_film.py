@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from pack.nodes.video.codecs import CODECS
 from pack.nodes.video.encode import write_mp4
 
-from .test_workflows import WORKFLOWS, page  # noqa: F401  (a fixture)
+from .editor import WORKFLOWS
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
 
@@ -24,8 +23,8 @@ DROP = """async (content) => {
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_the_workflow_comes_back_from_a_film(page, codec, tmp_path):  # noqa: F811
-    text = Path(WORKFLOWS[0]).read_text(encoding="utf-8")
+def test_the_workflow_comes_back_from_a_film(page, codec, tmp_path):
+    text = WORKFLOWS[0].read_text(encoding="utf-8")
     workflow = json.loads(text)
     write_mp4(tmp_path / "film.mp4", [torch.zeros(9, 64, 64, 3)], 8, metadata={"workflow": text}, codec=codec)
     dropped = page.evaluate(DROP, base64.b64encode((tmp_path / "film.mp4").read_bytes()).decode())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
-from .test_workflows import WORKFLOWS, page  # noqa: F401  (a fixture)
+from .editor import bundled
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
 
@@ -38,16 +36,15 @@ def write_run(server, name: str, clips: int) -> None:
 
 
 @pytest.fixture
-def strip(page, server):  # noqa: F811
+def strip(page, server):
     if not (server.output / "videomemory" / "strip_test").exists():
         write_run(server, "strip_test", 4)
-    workflow = json.loads(next(path for path in WORKFLOWS if path.stem == "demo_toyworld").read_text(encoding="utf-8"))
-    page.evaluate(OPEN, [workflow, "strip_test"])
+    page.evaluate(OPEN, [bundled("demo_toyworld"), "strip_test"])
     page.wait_for_function("() => document.querySelectorAll('.videomemory-strip li').length === 4", timeout=30_000)
     return page.locator(".videomemory-film")
 
 
-def test_every_clip_on_disk_is_shown(page, strip):  # noqa: F811
+def test_every_clip_on_disk_is_shown(page, strip):
     page.wait_for_function("""() => [...document.querySelectorAll('.videomemory-strip img')]
       .filter(image => image.naturalWidth > 0).length === 3""")
     colors = page.evaluate("""() => [...document.querySelectorAll('.videomemory-strip img')].map(image => {
@@ -62,14 +59,14 @@ def test_every_clip_on_disk_is_shown(page, strip):  # noqa: F811
     assert page.errors == []
 
 
-def test_again_sets_the_nodes_own_inputs(page, strip):  # noqa: F811
+def test_again_sets_the_nodes_own_inputs(page, strip):
     strip.get_by_role("button", name="Make clip 2 again").click()
     values = page.evaluate(f"""() => Object.fromEntries({RENDER}.widgets.map(w => [w.name, w.value]))""")
     assert (values["regenerate"], values["regenerate_clip"]) == ("only", 2) and values["regenerate_seed"] > 0
     page.wait_for_function("() => document.querySelector('.videomemory-film p').textContent.includes('only 2')")
 
 
-def test_another_name_is_another_film(page, strip):  # noqa: F811
+def test_another_name_is_another_film(page, strip):
     page.evaluate(f"() => {{ {RENDER}.widgets.find(w => w.name === 'run_name').value = 'nothing here'; }}")
     page.wait_for_function("() => document.querySelectorAll('.videomemory-strip li').length === 0")
     assert strip.locator("p").inner_text() == "No clip of this run is on disk yet."

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from .test_workflows import WORKFLOWS, page  # noqa: F401  (a fixture)
+from .editor import bundled
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
 
@@ -29,22 +27,21 @@ VALUE = """() => app.graph.nodes.find(n => n.type === 'VideoMemoryPromptSchedule
   .widgets.find(w => w.name === 'scenes').value"""
 
 
-def set_text(page, text: str) -> None:  # noqa: F811
+def set_text(page, text: str) -> None:
     page.evaluate("""(text) => { app.graph.nodes.find(n => n.type === 'VideoMemoryPromptSchedule')
       .widgets.find(w => w.name === 'scenes').value = text; }""", text)
 
 
 @pytest.fixture
-def timeline(page):  # noqa: F811
+def timeline(page):
     """The demo's workflow, its schedule in view."""
-    workflow = json.loads(next(path for path in WORKFLOWS if path.stem == "demo_toyworld").read_text(encoding="utf-8"))
-    page.evaluate(NODE, workflow)
+    page.evaluate(NODE, bundled("demo_toyworld"))
     view = page.locator(".videomemory-timeline")
     view.wait_for(state="visible", timeout=30_000)
     return view
 
 
-def test_both_languages_read_the_same_scenes(page):  # noqa: F811
+def test_both_languages_read_the_same_scenes(page):
     from pack.nodes.prompts.timeline import clip_prompts, parse_scenes, resolve
 
     for text, film_s, clip_s, reanchor_s in CASES:
@@ -63,7 +60,7 @@ def test_both_languages_read_the_same_scenes(page):  # noqa: F811
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_the_server_refuses_is_shown_as_a_mistake(page, text):  # noqa: F811
+def test_what_the_server_refuses_is_shown_as_a_mistake(page, text):
     from pack.nodes.prompts.timeline import parse_scenes
 
     with pytest.raises(ValueError, match="cene"):
@@ -72,7 +69,7 @@ def test_what_the_server_refuses_is_shown_as_a_mistake(page, text):  # noqa: F81
     assert read["error"] and read["scenes"] == []
 
 
-def test_every_clip_is_listed_and_marked(page, timeline):  # noqa: F811
+def test_every_clip_is_listed_and_marked(page, timeline):
     set_text(page, "0: {hero} waves\n12: the empty cave")
     page.wait_for_function("() => document.querySelectorAll('.videomemory-scene').length === 2")
     state = page.evaluate("""() => Object.fromEntries(app.graph.nodes
@@ -84,7 +81,7 @@ def test_every_clip_is_listed_and_marked(page, timeline):  # noqa: F811
     assert timeline.locator(".videomemory-mark").count() == timeline.locator("li.videomemory-anchored").count() > 1
 
 
-def test_a_join_is_dragged_and_moved_by_keys(page, timeline):  # noqa: F811
+def test_a_join_is_dragged_and_moved_by_keys(page, timeline):
     set_text(page, "0-10: {hero} waves\n# kept\n10: {hero} jumps")
     page.wait_for_function("() => document.querySelectorAll('.videomemory-join').length === 1")
     join, track = timeline.locator(".videomemory-join"), timeline.locator(".videomemory-track")
@@ -108,7 +105,7 @@ def test_a_join_is_dragged_and_moved_by_keys(page, timeline):  # noqa: F811
     assert page.evaluate("() => document.activeElement.className") == "videomemory-join"
 
 
-def test_scenes_are_split_told_and_deleted(page, timeline):  # noqa: F811
+def test_scenes_are_split_told_and_deleted(page, timeline):
     set_text(page, "0: {hero} waves")
     page.wait_for_function("() => document.querySelectorAll('.videomemory-scene').length === 1")
     assert timeline.get_by_role("button", name="Delete").is_disabled()
@@ -125,7 +122,7 @@ def test_scenes_are_split_told_and_deleted(page, timeline):  # noqa: F811
     assert page.errors == []
 
 
-def test_the_timeline_is_stored_nowhere(page, timeline):  # noqa: F811
+def test_the_timeline_is_stored_nowhere(page, timeline):
     from pack.nodes.prompts.nodes import PromptSchedule
 
     inputs = {one.id for one in PromptSchedule.define_schema().inputs}
@@ -136,7 +133,7 @@ def test_the_timeline_is_stored_nowhere(page, timeline):  # noqa: F811
     assert len([value for value in saved if value is not None]) == len(inputs) == len(queued)
 
 
-def test_a_loaded_copied_or_restored_node_has_its_own_timeline(page, timeline):  # noqa: F811
+def test_a_loaded_copied_or_restored_node_has_its_own_timeline(page, timeline):
     set_text(page, "0: {hero} waves\n9: the empty cave\n12: {hero} jumps")
     page.wait_for_function("() => document.querySelectorAll('.videomemory-scene').length === 3")
     page.evaluate("async () => app.loadGraphData(app.graph.serialize())")
@@ -151,7 +148,7 @@ def test_a_loaded_copied_or_restored_node_has_its_own_timeline(page, timeline): 
       .map(e => e.querySelectorAll('.videomemory-scene').length).sort().join() === '1,3'""")
 
 
-def test_a_value_over_a_link_is_said(page, timeline):  # noqa: F811
+def test_a_value_over_a_link_is_said(page, timeline):
     page.evaluate("""() => {
       const node = app.graph.nodes.find(n => n.type === 'VideoMemoryPromptSchedule');
       const text = LiteGraph.createNode('PrimitiveStringMultiline'); app.graph.add(text);

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from .editor import WORKFLOWS, bundled
+
 pytestmark = [pytest.mark.browser, pytest.mark.server]
 
-WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
-READY = "() => window.app?.graph && 'VideoMemoryRenderShort' in LiteGraph.registered_node_types"
 OPEN = """async (workflow) => {
   await app.loadGraphData(workflow, true, true, 'test.json');
   const lacksFile = n => n.widgets?.some(w => w.options?.values?.includes && !w.options.values.includes(w.value));
@@ -21,25 +18,6 @@ OPEN = """async (workflow) => {
   return {missing: missing.map(n => n.type), titles: app.graph.nodes.map(n => n.title),
           groups: app.graph.groups.map(g => g.title), prompt: (await app.graphToPrompt()).output};
 }"""
-
-
-@pytest.fixture(scope="module")
-def page(server) -> Iterator:
-    """A fresh editor on the real server; errors of our own files and page errors are collected in page.errors."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = os.environ.get("CHROMIUM_PATH") or pytest.skip("no Chromium: run python scripts/test.py")
-    server.client.post("/settings", {"Comfy.TutorialCompleted": True})
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=[
-            "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"])
-        page = browser.new_page(viewport={"width": 1600, "height": 950})
-        page.errors = []
-        page.on("console", lambda message: page.errors.append(message.text)
-                if message.type == "error" and "VideoMemory" in message.text else None)
-        page.goto(f"http://127.0.0.1:{server.client.port}", wait_until="domcontentloaded")
-        page.wait_for_function(READY, timeout=120_000)
-        yield page
-        browser.close()
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -67,8 +45,7 @@ def test_editor_queues_what_our_converter_makes(page, server, path):
 
 def test_demo_runs_from_the_editor_as_it_is_on_disk(page, server):
     """The Run button's own prompt is accepted; it is taken off the queue at once, the film has its own test."""
-    workflow = json.loads(next(path for path in WORKFLOWS if path.stem == "demo_toyworld").read_text(encoding="utf-8"))
-    prompt = page.evaluate(OPEN, workflow)["prompt"]
+    prompt = page.evaluate(OPEN, bundled("demo_toyworld"))["prompt"]
     assert server.client.queue(prompt)
     server.client.interrupt()
 

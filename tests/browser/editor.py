@@ -1,0 +1,53 @@
+"""The real graph editor: how it is opened, what is opened in it, and where a picture of it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+SCREENSHOTS = ROOT / "artefacts" / "screenshots"
+READY = "() => window.app?.graph && 'VideoMemoryRenderShort' in LiteGraph.registered_node_types"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+SETTINGS = {"Comfy.TutorialCompleted": True,  # else the templates cover the canvas
+            "Comfy.VueNodes.Enabled": False}  # Nodes 2.0, where a test does not ask for it
+LOAD = "async ([workflow, name]) => { await app.loadGraphData(workflow, true, true, name); }"
+RENDERER = """async (isVue) => {
+  await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', isVue);
+}"""
+
+
+def bundled(name: str) -> dict:
+    """The bundled workflow of that name."""
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def opened_editor(server) -> Iterator:
+    """A fresh page with the editor of `server`, 1600 x 950; console errors that name the pack are in page.errors."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = os.environ.get("CHROMIUM_PATH") or pytest.skip("no Chromium: run python scripts/test.py")
+    server.client.post("/settings", SETTINGS)
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1600, "height": 950})
+        page.errors = []
+        page.on("console", lambda message: page.errors.append(message.text)
+                if message.type == "error" and "VideoMemory" in message.text else None)
+        page.goto(f"http://127.0.0.1:{server.client.port}", wait_until="domcontentloaded")
+        page.wait_for_function(READY, timeout=120_000)
+        yield page
+        browser.close()
+
+
+def screenshot_path(test_id: str) -> Path:
+    """artefacts/screenshots/<test file>/<test and its parameters>.png of a pytest node id."""
+    file, _, test = test_id.partition("::")
+    return SCREENSHOTS / Path(file).stem / f"{re.sub(r'[^0-9A-Za-z_.-]+', '-', test).strip('-')[:120]}.png"
