@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-PEFT_PREFIX = "base_model.model."  # what peft's training code puts before the model's own names
+PREFIXES = ("base_model.model.", "pipe.dit.")  # what peft's and DiffSynth's training code put before the model's names
 MODEL_PREFIX = "diffusion_model."  # what ComfyUI expects there
 
 
@@ -53,14 +53,19 @@ def add_side_path(y: torch.Tensor, x: torch.Tensor, path: SidePath) -> torch.Ten
 
 
 def comfy_names(lora: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A LoRA file with peft's names (base_model.model.blocks...) under those that ComfyUI looks for.
+    """A LoRA file with peft's names (base_model.model.blocks..., pipe.dit.blocks...) under those ComfyUI looks for.
 
-    Source: LongLive's lora.pt, whose keys are base_model.model.blocks.N....lora_A.weight.
+    Sources: LongLive's lora.pt, whose keys are base_model.model.blocks.N....lora_A.weight; Mirage's training code,
+    which saves pipe.dit.blocks.N....lora_A.weight and reads lora_A.default.weight too.
     """
-    if not any(key.startswith(PEFT_PREFIX) for key in lora):
-        return dict(lora)
-    return {MODEL_PREFIX + key.removeprefix(PEFT_PREFIX).removeprefix("model.").replace("_fsdp_wrapped_module.", "")
-            if key.startswith(PEFT_PREFIX) else key: tensor for key, tensor in lora.items()}
+    return {_comfy_name(key) if key.startswith(PREFIXES) else key: tensor for key, tensor in lora.items()}
+
+
+def _comfy_name(key: str) -> str:
+    for prefix in (*PREFIXES, "model."):
+        key = key.removeprefix(prefix)
+    key = key.replace("_fsdp_wrapped_module.", "").replace(".default.weight", ".weight")
+    return MODEL_PREFIX + key
 
 
 def describe_coverage(name: str, keys: int, unmatched: Iterable[str]) -> str:

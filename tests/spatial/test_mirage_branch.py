@@ -34,11 +34,11 @@ def load(path, main, weights):
 
 
 def unpacked_file(packed, path):
-    """What the weights of a packed branch stand for, as a file in float32."""
+    """What the weights of a module of packed layers stand for, as a file in float32."""
     from safetensors.torch import save_file
 
     weights = {}
-    for name, part in packed.model.named_modules():
+    for name, part in packed.named_modules():
         form = getattr(part, "codec", None)
         for key, value in part.named_parameters(prefix=name, recurse=False):
             if form is None or key.endswith(".bias"):
@@ -69,7 +69,7 @@ def test_a_packed_branch_computes_what_its_unpacked_weights_do(tmp_path, weights
     main, around, file = packed_model(tmp_path, weights), surroundings(), branch_file(tmp_path, blocks=2)
     packed, report = load(file, main, weights)
     plain, _ = load(file, main, "original")
-    same, _ = load(unpacked_file(packed, tmp_path / "unpacked.safetensors"), main, "original")
+    same, _ = load(unpacked_file(packed.model, tmp_path / "unpacked.safetensors"), main, "original")
     found, wanted, original = (forward(main, one, around) for one in (packed, same, plain))
     assert (found - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
     assert (found - original).abs().max() > 1e-4
