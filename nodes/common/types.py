@@ -107,6 +107,7 @@ class MemoryBlock:
     prompt_hash: digest of its prompt. is_pinned: held until the next cut. cuts: scene cuts of the film before it.
     prompt: its prompt's tokens [n, D] float32 without padding, shared by the chunks of a clip, or None: it is found by
     them (memory.retrieval), and rebuilt K/V are made under them (under others, the hero that they named is lost).
+    text: its prompt in words, "" where the conditioning does not tell.
     """
 
     start: int
@@ -118,6 +119,7 @@ class MemoryBlock:
     is_pinned: bool = False
     cuts: int = 0
     prompt: torch.Tensor | None = None
+    text: str = ""
 
     @property
     def length(self) -> int:
@@ -145,7 +147,8 @@ class VideoMemory:
 
     geometry and model_key are None/"" until the first clip begins. blocks: sink first, then window, oldest first.
     latents_done, clips_done: how much of the film exists (more than what is remembered). origin: the latent at which
-    the memory began (0, or where it was told to forget). shot, prompt_hash: running number and digest of the prompt.
+    the memory began (0, or where it was told to forget). shot, prompt_hash, text: running number and digest of the
+    newest prompt, and the prompt in words.
     tail: the last latents of the film, [C, n, h, w] float32 normalised, as decoding context for the next clip.
     archive: chunks that have left sink and window and may be retrieved, oldest first; without retrieval, where a new
     prompt recaches, the last one that left, without its K/V. anchor, overlap: for strategy "latent"; overlap: the last
@@ -166,6 +169,7 @@ class VideoMemory:
     anchor: Anchor | None = None
     overlap: torch.Tensor | None = None
     cuts: int = 0
+    text: str = ""
 
 
 class Scene(NamedTuple):

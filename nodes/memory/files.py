@@ -146,6 +146,7 @@ def _header(memory: VideoMemory, with_kv: bool) -> dict[str, object]:
         "spec": asdict(memory.spec),
         "geometry": None if memory.geometry is None else asdict(memory.geometry),
         **groups,
+        "texts": {one.prompt_hash: one.text for one in (memory, *memory.blocks, *memory.archive) if one.text},
         **{name: getattr(memory, name) for name in _FIELDS},
     }
 
@@ -197,9 +198,9 @@ def _small_tensors(memory: VideoMemory) -> Iterator[tuple[str, torch.Tensor | No
 
 def _read_memory(header: dict, tensors: dict[str, torch.Tensor]) -> VideoMemory:
     """The memory of a header; what an older version did not know keeps its default."""
-    spec = _read_spec(header["spec"])
-    groups = {group: tuple(_read_block(f"{prefix}.{i}.", head, tensors) for i, head in enumerate(header.get(group, ())))
-              for prefix, group in _GROUPS.items()}
+    spec, texts = _read_spec(header["spec"]), dict(header.get("texts", {}))
+    groups = {group: tuple(_read_block(f"{prefix}.{i}.", head, tensors, texts)
+                           for i, head in enumerate(header.get(group, ()))) for prefix, group in _GROUPS.items()}
     has_anchor = f"anchor.{_ANCHOR_FIELDS[0]}" in tensors
     return VideoMemory(
         spec=spec,
@@ -207,6 +208,7 @@ def _read_memory(header: dict, tensors: dict[str, torch.Tensor]) -> VideoMemory:
         tail=tensors.get("tail"),
         overlap=tensors.get("overlap"),
         anchor=Anchor(**{name: tensors[f"anchor.{name}"] for name in _ANCHOR_FIELDS}) if has_anchor else None,
+        text=texts.get(header.get("prompt_hash", ""), ""),
         **groups,
         **{name: header[name] for name in _FIELDS if name in header},
     )
@@ -220,14 +222,15 @@ def _read_spec(header: dict) -> MemorySpec:
     return spec
 
 
-def _read_block(prefix: str, head: dict, tensors: dict[str, torch.Tensor]) -> MemoryBlock:
+def _read_block(prefix: str, head: dict, tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> MemoryBlock:
     if head.get("layers"):  # version 1
         head = {**head, "layer": {"layers": head["layers"], "precision": head["precision"]}}
     caches = {cache: _read_kv(f"{prefix}{layers}.", head[layers], tensors)
               for layers, cache in _CACHES.items() if layers in head}
     known = {name: head[name] for name in _BLOCK_FIELDS if name in head}
-    return MemoryBlock(latents=tensors[f"{prefix}latents"],
-                       prompt=tensors.get(f"prompt.{head.get('prompt_hash', '')}"), **known, **caches)
+    prompt_hash = head.get("prompt_hash", "")
+    return MemoryBlock(latents=tensors[f"{prefix}latents"], prompt=tensors.get(f"prompt.{prompt_hash}"),
+                       text=texts.get(prompt_hash, ""), **known, **caches)
 
 
 def _read_kv(prefix: str, head: dict, tensors: dict[str, torch.Tensor]) -> BlockKV:

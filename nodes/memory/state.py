@@ -59,7 +59,7 @@ def commit(memory: VideoMemory, latents: torch.Tensor, kv: object | None, negati
     """
     latents = latents.detach().to("cpu", torch.float32)
     block = MemoryBlock(memory.latents_done, latents, max(memory.shot, 0), kv, negative_kv, memory.prompt_hash,
-                        cuts=memory.cuts, prompt=prompt)
+                        cuts=memory.cuts, prompt=prompt, text=memory.text)
     tail = latents if memory.tail is None else torch.cat((memory.tail, latents), 1)
     memory = replace(memory, latents_done=memory.latents_done + block.length, tail=tail[:, -TAIL_LATENTS:].clone())
     blocks = _pin(memory, block)
@@ -133,12 +133,13 @@ def begin_scene(memory: VideoMemory, keep_window: bool) -> VideoMemory:
     return replace(_keep(memory, memory.blocks, kept), cuts=memory.cuts + 1, shot=memory.shot + 1)
 
 
-def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: object) -> VideoMemory:
+def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: object, text: str = "") -> VideoMemory:
     """The memory as the next clip may use it: bound to the geometry and the model, the shot counted on a new prompt.
 
     Dropped, to be rebuilt from the latents: K/V that had to leave RAM (memory.shelf), those made by another model
     (other weights, other LoRA) and, on a new prompt where the spec says "recache", those of all chunks in view but the
-    sink (LongLive 1, which protects its sink too). Raises ValueError when the memory belongs to a film of another size.
+    sink (LongLive 1, which protects its sink too). text: the prompt in words. Raises ValueError when the memory belongs
+    to a film of another size.
     """
     if memory.geometry is not None and memory.geometry != geometry:
         raise ValueError(message(
@@ -154,7 +155,7 @@ def begin_clip(memory: VideoMemory, geometry: Geometry, model_key: str, prompt: 
     elif is_new and memory.spec.prompt_change == "recache":
         blocks = tuple(block if is_sink(memory, block.start) else _without_kv(block) for block in blocks)
     return replace(memory, geometry=geometry, model_key=model_key, blocks=blocks, archive=archive,
-                   shot=memory.shot + is_new, prompt_hash=prompt_hash)
+                   shot=memory.shot + is_new, prompt_hash=prompt_hash, text=text)
 
 
 def end_clip(memory: VideoMemory, before: VideoMemory) -> VideoMemory:

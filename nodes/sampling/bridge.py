@@ -121,7 +121,8 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     _check_inputs(model, has_negative and not negative)
     if is_cut:
         memory = begin_scene(memory, keep_window=preset.shot_gap > 0)
-    memory = begin_clip(memory, geometry, patcher_key(model), positive[0][0])
+    text = positive[0][1].get("videomemory_text", "")  # of Prompt for Clip
+    memory = begin_clip(memory, geometry, patcher_key(model), positive[0][0], text)
     shape = (1, geometry.channels, preset.chunk, geometry.height, geometry.width)
     clip = Clip(preset, latents, noise or seeded_noise(seed, shape), given, prompt_tokens(positive[0][0]))
     hook = MemoryHook(whole_timesteps=preset.whole_timesteps)

@@ -104,7 +104,8 @@ def _open(request: ClipRequest) -> _Film:
         key = key[:16] + patcher_key(request.model_low_noise)[:16]
     is_cut = begins_scene(request)
     memory = begin_scene(request.memory, keep_window=False) if is_cut else request.memory
-    memory = begin_clip(memory, geometry, key, request.positive[0][0])
+    prompt, told = request.positive[0]
+    memory = begin_clip(memory, geometry, key, prompt, told.get("videomemory_text", ""))
     width, height = geometry.width * facts.spatial_stride, geometry.height * facts.spatial_stride
     image = request.start_image
     if image is not None:  # as core's nodes do it

@@ -125,6 +125,18 @@ def test_chunks_of_one_prompt_share_it_and_are_saved_all_the_same(tmp_path):
     assert_same(memory, load_memory(save_memory(memory, tmp_path / "m.safetensors")))
 
 
+def test_prompts_in_words_are_saved_once_each(tmp_path):
+    memory = empty_memory(memory_spec("toyworld"))
+    for text in ("a hero in the forest", "a hero by the sea"):
+        memory = begin_clip(memory, Geometry(16, 2, 2), "model", torch.full((1, 3, 4), float(len(text))), text)
+        for _ in range(2):
+            memory = commit(memory, torch.zeros(16, 3, 2, 2), None)
+    again = load_memory(save_memory(memory, tmp_path / "told.safetensors"))
+    assert [block.text for block in again.blocks] == ["a hero in the forest"] + ["a hero by the sea"] * 2
+    assert again.text == memory.text == "a hero by the sea"
+    assert (tmp_path / "told.safetensors").read_bytes().count(b"a hero by the sea") == 1
+
+
 def film(chunks: int, **spec: object) -> VideoMemory:
     memory = begin_clip(empty_memory(replace(memory_spec("toyworld"), **spec)), GRID, "model", torch.ones(2))
     for i in range(chunks):
