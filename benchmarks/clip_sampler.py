@@ -30,7 +30,8 @@ def film_maker(comfyui: Path) -> FilmMaker:
     from pack.nodes.loading.bridge import load_diffusion_model
     from pack.nodes.loading.bridge_text import load_text_encoder
     from pack.nodes.memory.state import empty_memory, forget
-    from pack.nodes.sampling.bridge import clip_latent, sample_with_memory
+    from pack.nodes.sampling.bridge import sample_with_memory
+    from pack.nodes.sampling.bridge_rolling import clip_latent
     from pack.nodes.sampling.presets import PRESETS, memory_spec
     from pack.nodes.video.bridge import decode_frames
 

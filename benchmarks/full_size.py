@@ -84,7 +84,8 @@ def build_model(shape: Shape, weights: str) -> object:
 def full_memory(model: object, shape: Shape, spec: object) -> object:
     """A memory as after a long film: every place of the spec taken."""
     import comfy.model_management
-    from pack.nodes.common.compat import compute_dtype, patcher_key
+    from pack.nodes.common.compat import compute_dtype
+    from pack.nodes.common.digest import patcher_key
     from pack.nodes.memory.kv_cache import BlockKV, pack_layer
     from pack.nodes.memory.state import begin_clip, commit, empty_memory
 

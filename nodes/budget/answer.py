@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..common.types import TEMPORAL_STRIDE, MemorySpec, PhaseCost, RenderPlan
@@ -65,12 +65,13 @@ def plan_asked(asked: Asked, budget: Budget, machine: Machine, is_fused: bool = 
     is_fused: the attention of this machine keeps no scores. records: what was measured on it before (learned.py).
     """
     values, held = {**DEFAULTS, **asked.values}, STORED if asked.is_stored else frozenset()
-    pinned = held.union(*(steps for name, steps in PINS.items() if values[name]))
+    pinned = frozenset().union(*(steps for name, steps in PINS.items() if values[name]))
     card = machine.name or machine.device
     extras = Extras(bool(values["may_shrink"]), 1 if _is_one(values["cfg"], asked.spec) else 2, asked.text_bytes,
                     is_fused, corrections(records, card, asked.facts), card)
-    return make_plan(asked.facts, asked.vae, values["width"], values["height"], values["clip_seconds"], asked.spec,
-                     values["profile"], budget, pinned, extras)
+    plan = make_plan(asked.facts, asked.vae, values["width"], values["height"], values["clip_seconds"], asked.spec,
+                     values["profile"], budget, pinned | held, extras)
+    return replace(plan, pinned=tuple(sorted(pinned)))
 
 
 def _is_one(cfg: float, spec: MemorySpec) -> bool:

@@ -6,7 +6,6 @@ Differences between versions are found by feature (a dataclass field, a signatur
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -152,48 +151,3 @@ def compute_dtype(model: Any) -> Any:
     """The dtype that activations, K and V have inside the MODEL."""
     manual = model.model.manual_cast_dtype
     return manual if manual is not None else model.model.get_dtype()
-
-
-def patcher_key(model: Any) -> str:
-    """A digest of what a MODEL computes with: every weight by name, shape and sample, its LoRA patches and its options.
-
-    The same file gives the same key in every session (ComfyUI's own patches_uuid is random), another LoRA, strength or
-    quantisation gives another. It does not depend on whether the model is loaded: weights into which ComfyUI has baked
-    a LoRA are read from its backup, and the sampling module, which other nodes exchange while it is loaded, counts only
-    as a patch. Of options and patches numbers count by value and functions by name. Cheap: 16 values per tensor. Takes
-    a MODEL, or a VAE's or CLIP's patcher.
-    """
-    digest = hashlib.sha256()
-    # not the state dict: GGUF layers give away placeholders there
-    weights = dict([*model.model.named_parameters(), *model.model.named_buffers()])
-    for name in sorted(weights):
-        if not name.startswith("model_sampling.") and ".side_path_" not in name:  # a loaded LoRA counts as a patch
-            _digest_tensor(digest, name, model.backup[name].weight if name in model.backup else weights[name])
-    for part in ("patches", "object_patches", "model_options", "wrappers"):
-        _digest_part(digest, part, getattr(model, part))
-    return digest.hexdigest()[:32]
-
-
-def _digest_tensor(digest: Any, name: str, tensor: Any) -> None:
-    flat = tensor.detach().reshape(-1)
-    sample = flat[:: max(1, flat.numel() // 16)][:16].to("cpu", copy=True)
-    digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-    digest.update(bytes(sample.double().numpy().tobytes()))
-
-
-def _digest_part(digest: Any, name: str, part: Any) -> None:
-    """Numbers by value, tensors by sample, functions and other objects by name; a LoRA's adapter by its weights."""
-    if hasattr(part, "detach"):
-        _digest_tensor(digest, name, part)
-    elif isinstance(part, dict):
-        for key in sorted(part, key=str):
-            _digest_part(digest, f"{name}.{key}", part[key])
-    elif isinstance(part, (tuple, list)):
-        for i, inner in enumerate(part):
-            _digest_part(digest, f"{name}.{i}", inner)
-    elif hasattr(part, "weights"):
-        _digest_part(digest, f"{name}.{type(part).__name__}", part.weights)
-    elif isinstance(part, (int, float, str, type(None))):
-        digest.update(f"{name}={part}".encode())
-    else:
-        digest.update(f"{name}={getattr(part, '__qualname__', type(part).__qualname__)}".encode())

@@ -256,7 +256,7 @@ class RenderPlan:
     with (RAM on a CPU). phases: predicted peaks. decisions: one plain sentence per decision. decode_caches_in_ram: the
     decoder's caches rest in RAM. weights_in_ram_bytes: what of the model rests in RAM while it samples. profile: what
     is given up first. model: whom it was made for, None where that is not known. card: the name of the device that it
-    was made on.
+    was made on. pinned: steps of the ladder that the user has forbidden.
     """
 
     width: int
@@ -273,6 +273,7 @@ class RenderPlan:
     profile: str = "balanced"
     model: ModelFacts | None = None
     card: str = ""
+    pinned: tuple[str, ...] = ()
 
     @property
     def clip_s(self) -> float:

@@ -9,7 +9,7 @@ import latent_preview
 import numpy as np
 import torch
 
-from ..common.compat import patcher_key
+from ..common.digest import patcher_key
 from ..common.errors import message
 from ..common.types import VideoMemory
 from .report import FrameOf

@@ -188,6 +188,19 @@ def caches(memory: VideoMemory) -> tuple[object, ...]:
     return tuple(kv for kv in found if kv is not None and not kv.is_gone)
 
 
+def film_digest(memory: VideoMemory) -> str:
+    """A digest of what the memory holds of the film, latents and pictures, however and wherever its K/V are stored."""
+    digest = hashlib.sha256(repr((memory.latents_done, memory.origin)).encode())
+    for block in memory.blocks:
+        digest.update(f"{block.start}".encode())
+        digest.update(block.latents.contiguous().numpy().tobytes())
+    anchor = () if memory.anchor is None else (memory.anchor.latents, memory.anchor.frame)
+    for tensor in (memory.tail, memory.overlap, *anchor):  # what the next clip is decoded behind, or begins with
+        if tensor is not None:
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def hash_prompt(prompt: object) -> str:
     """A short digest of a conditioning tensor [.., tokens, dim]: the same text gives the same digest."""
     if not isinstance(prompt, torch.Tensor):

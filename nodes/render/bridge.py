@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import folder_paths
-import torch
 from comfy_execution.progress import ProgressHandler, add_progress_handler
 
 from ..budget.learned import FILE, clip_seconds, read_records
-from ..common.compat import node_progress, patcher_key, user_folder
+from ..common.compat import node_progress, user_folder
 from ..common.types import RenderPlan
 from ..video.places import SUBFOLDER
 from ..video.run_folder import RunFolder, open_folder
 from .report import FilmClock
 
 SAY_EVERY_S = 0.5
-DEPTH = 6  # of objects inside objects that are looked at
 
 
 def open_run(run_name: str) -> RunFolder:
@@ -33,18 +29,6 @@ def clip_times(run: RunFolder, plan: RenderPlan) -> list[float]:
     """Seconds that clips took: of this film, or else of others with this plan on this card; empty = nobody knows."""
     known = clip_seconds(read_records(user_folder() / FILE), plan.card, plan)
     return run.seconds() or ([known] if known else [])
-
-
-def value_key(value: Any) -> str:
-    """A digest of an input of Clip Sampler: equal in every session for what samples the same.
-
-    Tensors count by their bytes; MODELs and what has a patcher by compat.patcher_key; functions by name; conditionings,
-    samplers and the like by what they hold.
-    """
-    digest = hashlib.sha256()
-    for piece in _pieces(value, DEPTH):
-        digest.update(piece)
-    return digest.hexdigest()[:32]
 
 
 def show_progress(node: str, clock: FilmClock) -> None:
@@ -78,27 +62,3 @@ class _FilmHandler(ProgressHandler):
         if line and now - self.said >= SAY_EVERY_S:
             self.said = now
             self.say(line)
-
-
-def _pieces(value: Any, depth: int) -> Iterator[bytes]:
-    if isinstance(value, torch.Tensor):
-        yield f"{tuple(value.shape)}{value.dtype}".encode()
-        yield value.detach().to("cpu").reshape(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield f"{key}=".encode()
-            yield from _pieces(value[key], depth - 1)
-    elif isinstance(value, (list, tuple)):
-        yield f"{len(value)}:".encode()
-        for inner in value:
-            yield from _pieces(inner, depth - 1)
-    elif isinstance(value, (int, float, str, bool, type(None))):
-        yield repr(value).encode()
-    elif hasattr(value, "patches"):
-        yield patcher_key(value).encode()
-    elif hasattr(value, "patcher"):
-        yield patcher_key(value.patcher).encode()
-    else:
-        yield getattr(value, "__qualname__", type(value).__qualname__).encode()
-        if depth > 0 and hasattr(value, "__dict__") and not hasattr(value, "__qualname__"):
-            yield from _pieces(vars(value), depth - 1)

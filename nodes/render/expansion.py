@@ -8,12 +8,12 @@ the first change.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from ..common.types import MemorySpec, PromptTimeline, RenderPlan, VideoMemory
+from ..memory.state import film_digest
 from .choice import Choice, short
 
 Link = list  # [node id, output slot]
@@ -24,7 +24,7 @@ AddNode = Callable[..., Callable[[int], Link]]  # (class_type, id, **inputs) -> 
 class Film:
     """Everything that decides what a film looks like, apart from its texts.
 
-    model_key, clip_key, vae_key: digests of weights and patches (compat.patcher_key). memory: what it starts with.
+    model_key, clip_key, vae_key: digests of weights and patches (digest.patcher_key). memory: what it starts with.
     others, first: digests of further inputs of Clip Sampler by name, of every clip and of the first one alone.
     """
 
@@ -107,15 +107,7 @@ def _spec_facts(spec: MemorySpec) -> dict:
 
 
 def _memory_digest(memory: VideoMemory) -> str:
-    digest = hashlib.sha256(json.dumps([_spec_facts(memory.spec), memory.latents_done, memory.origin]).encode())
-    for block in memory.blocks:
-        digest.update(f"{block.start}".encode())
-        digest.update(block.latents.contiguous().numpy().tobytes())
-    anchor = () if memory.anchor is None else (memory.anchor.latents, memory.anchor.frame)
-    for tensor in (memory.tail, memory.overlap, *anchor):  # what the first clip is decoded behind, or begins with
-        if tensor is not None:
-            digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return short(json.dumps([_spec_facts(memory.spec), film_digest(memory)]))
 
 
 def _digest(value: object) -> str:

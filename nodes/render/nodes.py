@@ -14,14 +14,14 @@ from ..common.compat import (
     field,
     io,
     node_progress,
-    patcher_key,
     schema,
 )
+from ..common.digest import patcher_key, value_key
 from ..common.types import PromptTimeline, RenderPlan, VideoMemory
 from ..prompts.timeline import re_resolve
 from ..video.places import run_path
 from ..video.run_folder import RunFolder
-from .bridge import clip_times, open_run, show_progress, value_key
+from .bridge import clip_times, open_run, show_progress
 from .choice import REGENERATE, Again, Choice, choose
 from .expansion import Film, Sources, expand
 from .report import FilmClock, status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import comfy.samplers
@@ -15,20 +16,29 @@ import torch
 from comfy.model_management import total_ram
 from comfy.patcher_extension import WrappersMP
 
-from ..common.compat import model_facts, patcher_key
+from ..common.compat import model_facts
+from ..common.digest import patcher_key
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
 from ..common.types import Geometry, MemoryBlock, MemorySpec, ModelFacts, Preset, VideoMemory
 from ..memory.kv_cache import kv_bytes, recall_bytes
 from ..memory.shelf import RAM_SHARE, Shelf
-from ..memory.state import begin_clip, begin_scene, caches, end_clip, hash_prompt, prompt_tokens, view
+from ..memory.state import (
+    begin_clip,
+    begin_scene,
+    caches,
+    end_clip,
+    prompt_tokens,
+    view,
+)
 from .bridge_hook import NEGATIVE, POSITIVE, MemoryHook
-from .bridge_retreat import Retreat, retreat_note
+from .bridge_retreat import Retreat
 from .bridge_room import enlarged
 from .chunk_loop import (
     Caches,
     Clip,
     ClipModel,
+    Keep,
     Noise,
     count_forwards,
     no_way,
@@ -37,13 +47,11 @@ from .chunk_loop import (
     seeded_noise,
 )
 from .chunk_loop import Retreat as ChunkRetreat
-from .clip_notes import rebuilt_note, retrieved_note
 from .positions import local_positions
 from .prefetch import SLOTS
-from .strategy import ClipRequest, ClipResult, begins_scene
+from .unfinished import Unfinished
 
 KEY = "videomemory"
-LATENT_ONLY = ("model_low_noise", "clip_vision", "sampler", "sigmas")  # of a ClipRequest
 SHELF = Shelf()  # of this process; counts the K/V at rest of every memory that is still held somewhere
 
 
@@ -51,8 +59,8 @@ class MemorySampler(comfy.samplers.Sampler):
     """A SAMPLER that runs the chunk loop inside one outer sampling call, so that the model is loaded once per clip."""
 
     def __init__(self, hook: MemoryHook, memory: VideoMemory, clip: Clip, progress: Progress,
-                 has_negative: bool, retreat: ChunkRetreat = no_way) -> None:
-        self.hook, self.memory, self.clip = hook, memory, clip
+                 has_negative: bool, retreat: ChunkRetreat = no_way, keep: Keep | None = None) -> None:
+        self.hook, self.memory, self.clip, self.keep = hook, memory, clip, keep
         self.progress, self.has_negative, self.retreat = progress, has_negative, retreat
 
     def sample(self, model_wrap: Any, sigmas: torch.Tensor, extra_args: dict, callback: Any, noise: torch.Tensor,
@@ -79,10 +87,12 @@ class MemorySampler(comfy.samplers.Sampler):
             return tuple(zip(positive, negative or (None,) * len(positive), strict=True))
 
         model = ClipModel(denoise, encode, device, self.has_negative)
-        preview = {} if callback is None else {
+        told = {} if callback is None else {
             "preview": lambda i, x, x0: callback(i, x0, x, sigmas.shape[0] - 1)}
+        if self.keep is not None:
+            told["keep"] = self.keep
         samples, self.memory = sample_clip(model, self._on(device), self.clip, self.progress, retreat=self.retreat,
-                                           **preview)
+                                           **told)
         return samples.to(device)
 
     def _show(self, memory: VideoMemory) -> None:
@@ -109,13 +119,14 @@ class MemorySampler(comfy.samplers.Sampler):
 def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: Preset, geometry: Geometry,
                        latents: int, seed: int, progress: Progress = SILENT, noise: Noise | None = None,
                        negative: list | None = None, cfg: float = 1.0, given: torch.Tensor | None = None,
-                       is_cut: bool = False, profile: str = "balanced",
-                       room_bytes: int = 0) -> tuple[torch.Tensor, VideoMemory]:
+                       is_cut: bool = False, room_bytes: int = 0, retreat: Retreat | None = None,
+                       unfinished: Unfinished | None = None) -> tuple[torch.Tensor, VideoMemory]:
     """Sample one clip on a MODEL of any loader.
 
     latents: whole chunks. noise replaces the seeded noise, for reproducing published rollouts. given: the film's first
-    latents, normalised. Returns (samples [1, C, latents, h, w] un-normalised as a LATENT holds them, new memory). While
-    it runs K/V of this one memory lie on the device; afterwards, also after Cancel or an error, none do.
+    latents, normalised. retreat: what to give up when memory runs out. unfinished: where finished chunks are kept.
+    Returns (samples [1, C, latents, h, w] un-normalised as a LATENT holds them, new memory). While it runs K/V of this
+    one memory lie on the device; afterwards, also after Cancel or an error, none do.
     """
     has_negative = not math.isclose(cfg, 1.0)
     _check_inputs(model, has_negative and not negative)
@@ -124,18 +135,21 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     text = positive[0][1].get("videomemory_text", "")  # of Prompt for Clip
     memory = begin_clip(memory, geometry, patcher_key(model), positive[0][0], text)
     shape = (1, geometry.channels, preset.chunk, geometry.height, geometry.width)
-    clip = Clip(preset, latents, noise or seeded_noise(seed, shape), given, prompt_tokens(positive[0][0]))
+    whole = (1, geometry.channels, latents, *shape[3:])
+    clip = Clip(preset, latents, noise or seeded_noise(seed, shape), given, prompt_tokens(positive[0][0]),
+                unfinished and unfinished.load(whole))
     hook = MemoryHook(whole_timesteps=preset.whole_timesteps)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, hook)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY,
                                  _reserve(model_facts(model), memory, geometry, preset.chunk, 1 + has_negative,
                                           room_bytes))
-    sampler = MemorySampler(hook, memory, clip, progress, has_negative, Retreat(patched, hook, profile, progress))
+    give_up = no_way if retreat is None else partial(retreat, patched, hook)
+    sampler = MemorySampler(hook, memory, clip, progress, has_negative, give_up, unfinished and unfinished.keep)
     guider = comfy.samplers.CFGGuider(patched)
     guider.set_conds(positive, negative if has_negative else [])
     guider.set_cfg(cfg)
-    samples = _run(guider, sampler, torch.zeros((1, geometry.channels, latents, *shape[3:])), seed)
+    samples = _run(guider, sampler, torch.zeros(whole), seed)
     after = end_clip(sampler.memory, memory)
     SHELF.put(caches(after), int(RAM_SHARE * total_ram * 2**20), folder_paths.get_temp_directory())
     return samples.to("cpu", torch.float32), after
@@ -155,80 +169,6 @@ def _run(guider: Any, sampler: MemorySampler, empty: torch.Tensor, seed: int) ->
         sampler.hook.clear()
 
 
-def sample_rolling(request: ClipRequest) -> ClipResult:
-    """One clip of a causal checkpoint: the strategy "rolling" of Clip Sampler."""
-    memory, preset, latents = request.memory, request.preset, request.latents
-    given, is_cut = _start_latent(request), begins_scene(request)
-    did = _memory_notes(request, is_cut)
-    samples, after = sample_with_memory(
-        request.model, memory, request.positive, preset, request.geometry, latents, request.seed, request.progress,
-        negative=request.negative, cfg=request.cfg, given=given, is_cut=is_cut, profile=request.profile,
-        room_bytes=request.room_bytes)
-    did += retreat_note(memory.spec, after.spec)
-    report = _report(memory, preset, latents) + did + _notes(request, is_cut and after.cuts > memory.cuts)
-    return ClipResult(clip_latent(request.model, samples, memory), after, report)
-
-
-def _report(before: VideoMemory, preset: Preset, latents: int) -> str:
-    spec = before.spec
-    seen = sum(block.length for block in before.blocks)
-    return (f"Clip {before.clips_done + 1}: {latents} latents in chunks of {spec.chunk_latents}, "
-            f"{len(preset.sigmas) - 1} steps + 1 clean pass per chunk. It began with {seen} of at most "
-            f"{spec.capacity_latents} remembered latents ({spec.sink_latents} from the start of the film), stored as "
-            f"{spec.precision} in {spec.placement.upper()}.")
-
-
-def _memory_notes(request: ClipRequest, is_cut: bool) -> str:
-    """What is made again and what is brought back for this clip; known before it is sampled."""
-    memory, prompt = request.memory, request.positive[0][0]
-    if is_cut:
-        memory = begin_scene(memory, keep_window=request.preset.shot_gap > 0)
-    rebuilt = rebuilt_note(memory, patcher_key(request.model), hash_prompt(prompt), not math.isclose(request.cfg, 1.0))
-    found = retrieved_note(memory, prompt_tokens(prompt))
-    return "".join(f" {note}" for note in (rebuilt, found) if note)
-
-
-def _notes(request: ClipRequest, was_cut: bool) -> str:
-    """What else was done, one sentence each."""
-    notes, chunk = [], request.preset.chunk
-    if not math.isclose(request.cfg, 1.0):
-        notes.append(f"CFG {request.cfg:g}: every forward was made for both prompts, with a memory for each.")
-    if request.start_image is not None:
-        notes.append("The start image became the film's first latent" + (
-            " and was committed by one clean pass." if chunk == 1 else ", held clean while its chunk was denoised."))
-    if was_cut and request.preset.shot_gap:
-        notes.append(f"Scene cut: {request.preset.shot_gap} latents of distance to what lies before it.")
-    elif was_cut:
-        notes.append("Scene cut: only what the film began with stayed in view (this checkpoint knows no cuts).")
-    unused = [name for name in LATENT_ONLY if getattr(request, name) is not None]
-    if unused:
-        notes.append(f"Not used, because they serve latent memory alone: {', '.join(unused)}.")
-    return "".join(f" {note}" for note in notes)
-
-
-def _start_latent(request: ClipRequest) -> torch.Tensor | None:
-    """The start image as the film's first latent, [1, C, 1, h, w] normalised; ValueError where there is no place."""
-    if request.start_image is None:
-        return None
-    if request.memory.latents_done:
-        raise ValueError(message("Clip Sampler: a start image belongs to the beginning of a film",
-                                 f"a memory of {request.memory.clips_done} clips", "the film's first clip",
-                                 "Disconnect start_image here, or begin a new film."))
-    if request.vae is None:
-        raise ValueError(message("Clip Sampler: a start image has to be encoded", "no VAE", "the model's VAE",
-                                 "Connect the VAE that also decodes the film."))
-    geometry, stride = request.geometry, model_facts(request.model).spatial_stride
-    image = request.start_image[:1, ..., :3].movedim(-1, 1)
-    image = comfy.utils.common_upscale(image, geometry.width * stride, geometry.height * stride, "bilinear", "center")
-    latent = request.vae.encode(image.movedim(1, -1))
-    if tuple(latent.shape[1:]) != (geometry.channels, 1, geometry.height, geometry.width):
-        raise ValueError(message("Clip Sampler: this VAE does not belong to the model",
-                                 f"a start latent of {tuple(latent.shape[1:])}",
-                                 f"{(geometry.channels, 1, geometry.height, geometry.width)}",
-                                 "Load the VAE of the same model family."))
-    return request.model.model.process_latent_in(latent).to("cpu", torch.float32)
-
-
 def _check_inputs(model: Any, lacks_negative: bool) -> None:
     """Raise ValueError for CFG without a negative prompt, and for models that take an image beside the latents (I2V):
     its frames belong to one clip length."""
@@ -241,15 +181,6 @@ def _check_inputs(model: Any, lacks_negative: bool) -> None:
                                  f"one with {channels[0]} channels in and {channels[1]} out",
                                  "as many in as out (LongLive, Self-Forcing, the toy world)",
                                  "Load the checkpoint that the memory's preset names."))
-
-
-def clip_latent(model: Any, samples: torch.Tensor, before: VideoMemory) -> dict[str, Any]:
-    """The LATENT of one clip: its samples, its place and rate, and the latents before it as decoding context."""
-    latent = {"samples": samples, "first_latent": before.latents_done, "fps": before.spec.fps}
-    if before.tail is not None:
-        context = model.model.process_latent_out(before.tail.unsqueeze(0))
-        latent["context_samples"] = context.to("cpu", torch.float32)
-    return latent
 
 
 def _reserve(facts: ModelFacts, memory: VideoMemory, geometry: Geometry, chunk: int, kinds: int,

@@ -9,7 +9,8 @@ import comfy.utils
 import node_helpers
 import torch
 
-from ..common.compat import model_facts, patcher_key
+from ..common.compat import model_facts
+from ..common.digest import patcher_key
 from ..common.errors import message
 from ..common.types import Anchor, VideoMemory
 from ..memory.colour import hold_colours

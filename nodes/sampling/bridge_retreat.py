@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import comfy.model_management as mm
 import torch
 
-from ..budget.retreat import step_down
+from ..budget.retreat import OFFLOAD_STEP, step_down
 from ..common.compat import model_facts, other_models_bytes
 from ..common.progress import Progress
 from ..common.types import MemorySpec, VideoMemory
@@ -16,40 +17,69 @@ from .bridge_hook import MemoryHook
 
 
 class Retreat:
-    """A chunk_loop.Retreat: first what other models hold on the device, then one thing of the memory after another.
+    """First what other models hold on the device, then one thing after another.
 
-    profile: of the plan, which says in what order.
+    profile, pinned: of the plan, which say in what order, and what may not be given up. offloaded_bytes: of
+    weights that went to RAM.
     """
 
-    def __init__(self, patcher: Any, hook: MemoryHook, profile: str, progress: Progress) -> None:
-        self.patcher, self.hook, self.profile, self.progress = patcher, hook, profile, progress
+    def __init__(self, profile: str, progress: Progress, pinned: Collection[str] = ()) -> None:
+        self.profile, self.progress, self.pinned = profile, progress, frozenset(pinned)
+        self.offloaded_bytes, self._is_stuck = 0, False
 
-    def __call__(self, memory: VideoMemory) -> VideoMemory | None:
-        device = self.patcher.load_device
-        self.hook.clear()
+    def __call__(self, patcher: Any, hook: MemoryHook, memory: VideoMemory) -> VideoMemory | None:
+        """A chunk_loop.Retreat of this MODEL and its hook."""
+        device = patcher.load_device
+        hook.clear()
         mm.soft_empty_cache()
-        if other_models_bytes(device, self.patcher):
-            own = [loaded for loaded in mm.current_loaded_models
-                   if loaded.model is not None and loaded.model.model is self.patcher.model]
-            mm.free_memory(mm.get_total_memory(device), device, keep_loaded=own)
+        if other_models_bytes(device, patcher):
+            mm.free_memory(mm.get_total_memory(device), device, keep_loaded=_own(patcher))
             self.progress.say("memory ran out: other models were moved away, going on from the last chunk")
             return memory
-        less = step_down(memory.spec, self.profile, model_facts(self.patcher).head_dim)
+        less = step_down(memory.spec, self.profile, model_facts(patcher).head_dim, self.pinned,
+                         not self._is_stuck and _can_offload(patcher))
         if less is None:
             return None
-        spec, words = less
-        self.progress.say(f"memory ran out: {words} from here on, going on from the last chunk")
-        self.hook.rests_in_ram = spec.placement == "ram"
+        if less.kind == "offload":
+            freed = _offload(patcher)
+            self.offloaded_bytes, self._is_stuck = self.offloaded_bytes + freed, freed <= 0
+        self.progress.say(f"memory ran out: {less.words} from here on, going on from the last chunk")
+        hook.rests_in_ram = less.spec.placement == "ram"
         with torch.no_grad():
-            return with_spec(memory, spec)
+            return with_spec(memory, less.spec)
 
 
-def retreat_note(before: MemorySpec, after: MemorySpec) -> str:
+def _own(patcher: Any) -> list[Any]:
+    """ComfyUI's entries for this model."""
+    return [loaded for loaded in mm.current_loaded_models
+            if loaded.model is not None and loaded.model.model is patcher.model]
+
+
+def _can_offload(patcher: Any) -> bool:
+    """Whether more than a quarter of the weights lies where it takes VRAM."""
+    is_away = patcher.load_device != patcher.offload_device
+    return is_away and any(loaded.model_loaded_memory() > 2 * _step_bytes(patcher) for loaded in _own(patcher))
+
+
+def _offload(patcher: Any) -> int:
+    """An eighth of the weights goes to RAM, as ComfyUI does it when another model needs the room; bytes."""
+    return sum(int(loaded.model.partially_unload(loaded.model.offload_device, _step_bytes(patcher)))
+               for loaded in _own(patcher))
+
+
+def _step_bytes(patcher: Any) -> int:
+    return int(OFFLOAD_STEP * patcher.model_size())
+
+
+def retreat_note(before: MemorySpec, after: MemorySpec, offloaded_bytes: int = 0) -> str:
     """What a clip gave up while it was sampled, or ""."""
     fields = ("precision", "placement", "window_latents")
     changed = [f"{name.split('_')[0]} {getattr(before, name)} became {getattr(after, name)}" for name in fields
                if getattr(before, name) != getattr(after, name)]
-    if not changed:
+    given_up = [f"{', '.join(changed)} (of the memory)"] if changed else []
+    if offloaded_bytes:
+        given_up.append(f"{offloaded_bytes / 2**30:.2f} GB more of the model rest in RAM")
+    if not given_up:
         return ""
-    return (f" Memory ran out while this clip was sampled: {', '.join(changed)} (of the memory), and it went on from "
-            "the last finished chunk. The clips after it keep that.")
+    return (f" Memory ran out while this clip was sampled: {' and '.join(given_up)}, and it went on from "
+            f"the last finished chunk.{' The clips after it keep that.' if changed else ''}")

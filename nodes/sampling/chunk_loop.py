@@ -34,9 +34,14 @@ Encode = Callable[[torch.Tensor, VideoMemory, tuple[str | None, ...], torch.Tens
 Noise = Callable[[int], Draw]
 Preview = Callable[[int, torch.Tensor, torch.Tensor], None]  # (forward, x, x0)
 Retreat = Callable[[VideoMemory], VideoMemory | None]  # out of memory: the memory with less of it, None = no way
+Keep = Callable[[torch.Tensor], None]  # the clip's finished chunks so far, [1, C, n, h, w] normalised
 
 
 def _nothing(_i: int, _x: torch.Tensor, _x0: torch.Tensor) -> None:
+    return None
+
+
+def _keep_nothing(_finished: torch.Tensor) -> None:
     return None
 
 
@@ -58,31 +63,46 @@ class ClipModel:
 class Clip:
     """What is to be made. latents: whole chunks. noise(chunk index) gives the chunk's own source of noise: its first
     draw is the start, later draws re-noise. given: [1, C, n, h, w] normalised, the first latents of the film, or None.
-    prompt: its prompt's tokens (memory.state.prompt_tokens), or None."""
+    prompt: its prompt's tokens (memory.state.prompt_tokens), or None. finished: [1, C, n, h, w] normalised, the clip's
+    first chunks where they were made before and are only committed, or None."""
 
     preset: Preset
     latents: int
     noise: Noise
     given: torch.Tensor | None = None
     prompt: torch.Tensor | None = None
+    finished: torch.Tensor | None = None
+
+    @property
+    def chunks(self) -> int:
+        return self.latents // self.preset.chunk
+
+    def known(self, c: int) -> torch.Tensor | None:
+        """What of chunk c is there already, [1, C, n, h, w]: all of it, its first latents, or None."""
+        n = self.preset.chunk
+        if self.finished is not None and self.finished.shape[2] >= (c + 1) * n:
+            return self.finished[:, :, c * n:(c + 1) * n]
+        return self.given if c == 0 else None
 
 
 def count_forwards(clip: Clip, memory: VideoMemory, has_negative: bool) -> int:
     """Forwards of the model that sample_clip will make."""
-    chunks = clip.latents // clip.preset.chunk
-    seeded = clip.given is not None and clip.given.shape[2] == clip.preset.chunk
-    steps = (chunks - seeded) * (len(clip.preset.sigmas) - 1)
-    return len(rebuilt_together(memory, has_negative)) + steps + chunks
+    known = map(clip.known, range(clip.chunks))
+    sampled = sum(one is None or one.shape[2] < clip.preset.chunk for one in known)
+    steps = sampled * (len(clip.preset.sigmas) - 1)
+    return len(rebuilt_together(memory, has_negative)) + steps + clip.chunks
 
 
 def sample_clip(model: ClipModel, memory: VideoMemory, clip: Clip, progress: Progress = SILENT,
-                preview: Preview = _nothing, retreat: Retreat = no_way) -> tuple[torch.Tensor, VideoMemory]:
+                preview: Preview = _nothing, retreat: Retreat = no_way,
+                keep: Keep = _keep_nothing) -> tuple[torch.Tensor, VideoMemory]:
     """Sample the clip after the memory's last latent.
 
     retreat: asked each time that the device runs out of memory; the chunk that failed is then made again from its own
-    noise, and finished ones are kept. Returns ([1, C, latents, h, w] normalised float32 on the CPU, the new memory).
+    noise, and finished ones are kept. keep: told after every chunk but the last one, for a clip that breaks off all the
+    same. Returns ([1, C, latents, h, w] normalised float32 on the CPU, the new memory).
     """
-    preset, total, made = clip.preset, count_forwards(clip, memory, model.has_negative), 0
+    total, made = count_forwards(clip, memory, model.has_negative), 0
 
     def tick(_i: int, x: torch.Tensor, x0: torch.Tensor) -> None:
         nonlocal made
@@ -91,12 +111,14 @@ def sample_clip(model: ClipModel, memory: VideoMemory, clip: Clip, progress: Pro
         preview(min(made, total) - 1, x, x0)
 
     memory, _ = _holding_out(lambda now: (rebuild(model, now, progress, tick), None), memory, retreat)
-    chunks, done = clip.latents // preset.chunk, []
-    for c in range(chunks):
-        progress.say(f"clip {memory.clips_done + 1}, chunk {c + 1} of {chunks}")
-        make = partial(_make_chunk, model, clip, clip.given if c == 0 else None, progress, tick)
+    done = []
+    for c in range(clip.chunks):
+        progress.say(f"clip {memory.clips_done + 1}, chunk {c + 1} of {clip.chunks}")
+        make = partial(_make_chunk, model, clip, clip.known(c), progress, tick)
         memory, x0 = _holding_out(make, memory, retreat)
         done.append(x0)
+        if c + 1 < clip.chunks:
+            keep(torch.cat(done, 2))
     return torch.cat(done, 2), memory
 
 

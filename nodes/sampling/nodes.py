@@ -20,9 +20,10 @@ from ..common.compat import (
 )
 from ..common.errors import message
 from ..common.types import TEMPORAL_STRIDE, Geometry, MemorySpec, ModelFacts, RenderPlan, VideoMemory
-from .bridge import sample_rolling
 from .bridge_latent import sample_latent
+from .bridge_rolling import sample_rolling
 from .strategy import ClipRequest, choose_strategy
+from .unfinished import FOLDER
 
 SAMPLERS = {"rolling": sample_rolling, "latent": sample_latent}  # strategy -> (ClipRequest) -> ClipResult
 
@@ -116,7 +117,7 @@ class ClipSampler(io.ComfyNode):
             model, memory, positive, _geometry(facts, *size), latents, seed, negative,
             cfg if strategy == "latent" else cfg or 1.0, start_image, vae, model_low_noise, scene_cut,
             node_progress(0, node_id(cls)), clip_vision, sampler, sigmas, plan.profile if plan else "balanced",
-            _planned_room(plan))
+            _planned_room(plan), plan.pinned if plan else (), user_folder() / FOLDER)
         device = model.load_device
         with watched(plan, "sampling", device, user_folder(), lambda: other_models_bytes(device, model),
                      lambda: available_bytes(device)) as watch:

@@ -7,6 +7,7 @@ recipe that the memory was made for decides, and the model is only asked whether
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..common.errors import message
@@ -26,7 +27,8 @@ class ClipRequest:
     float 0..1, or None. vae: VAE, needed for a start image and for latent memory. is_cut: a new scene begins here.
     cfg: 0 = as the recipe says. clip_vision: CLIP_VISION; sampler, sigmas: SAMPLER and SIGMAS; each of use with latent
     memory only, or None. profile: of the plan, the order in which things are given up when memory runs out.
-    room_bytes: what the plan says that a forward takes beside the weights; 0 = ComfyUI's own estimate.
+    room_bytes: what the plan says that a forward takes beside the weights; 0 = ComfyUI's own estimate. pinned: of the
+    plan, what may not be given up. kept_in: the folder for what is finished before the whole clip is; None = nowhere.
     """
 
     model: Any
@@ -47,6 +49,8 @@ class ClipRequest:
     sigmas: Any = None
     profile: str = "balanced"
     room_bytes: int = 0
+    pinned: tuple[str, ...] = ()
+    kept_in: Path | None = None
 
     @property
     def preset(self) -> Preset:

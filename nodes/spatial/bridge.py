@@ -12,7 +12,8 @@ import node_helpers
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
-from ..common.compat import model_facts, patcher_key
+from ..common.compat import model_facts
+from ..common.digest import patcher_key
 from ..common.errors import message
 from ..common.progress import Progress
 from ..common.types import TEMPORAL_STRIDE, ModelFacts

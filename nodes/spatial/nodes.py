@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..common.compat import CameraPathIO, SpatialMemoryIO, field, io, node_id, node_progress, patcher_key, schema
+from ..common.compat import CameraPathIO, SpatialMemoryIO, field, io, node_id, node_progress, schema
+from ..common.digest import patcher_key
 from ..common.errors import message
 from .bound import bound
 from .cloud import read, require_points, write

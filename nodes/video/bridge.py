@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 
 from ..budget.watch import watched
-from ..common.compat import other_models_bytes, patcher_key, user_folder
+from ..common.compat import other_models_bytes, user_folder
+from ..common.digest import patcher_key
 from ..common.errors import message
 from ..common.progress import Progress
 from ..common.types import ClipRecord, RenderPlan, VideoMemory

@@ -109,7 +109,7 @@ def test_partial_loads_and_unloads(models: tuple[Any, Any]) -> None:
 
 
 def test_core_counts_the_lora(models: tuple[Any, Any]) -> None:
-    from pack.nodes.common.compat import patcher_key
+    from pack.nodes.common.digest import patcher_key
 
     ours, theirs = models
     lora = lora_for(theirs, 1)

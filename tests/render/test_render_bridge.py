@@ -22,7 +22,7 @@ def conditioning(seed: int, **extra) -> list:
 
 
 def test_equal_values_have_equal_keys_and_others_do_not():
-    from pack.nodes.render.bridge import value_key
+    from pack.nodes.common.digest import value_key
 
     values = {
         "text": conditioning(1), "other text": conditioning(2), "strong text": conditioning(1, strength=2.0),
@@ -36,7 +36,7 @@ def test_equal_values_have_equal_keys_and_others_do_not():
 
 
 def test_one_pixel_is_another_picture():
-    from pack.nodes.render.bridge import value_key
+    from pack.nodes.common.digest import value_key
 
     picture = torch.zeros(1, 80, 128, 3)
     before = value_key(picture)
@@ -45,7 +45,7 @@ def test_one_pixel_is_another_picture():
 
 
 def test_models_count_by_their_weights():
-    from pack.nodes.render.bridge import value_key
+    from pack.nodes.common.digest import value_key
 
     from ..sampling.latent_models import clip_vision, model
 
@@ -56,7 +56,7 @@ def test_models_count_by_their_weights():
 
 def test_keys_are_the_same_in_every_session():
     """Written down once: a key that changes makes every film again. A sampler's holds names of ComfyUI's functions."""
-    from pack.nodes.render.bridge import value_key
+    from pack.nodes.common.digest import value_key
 
     assert value_key([[torch.arange(4.0), {"a": 1, "b": [True, None]}]]) == "6ef065832cfd2a203ba7ac640f3b8f58"
 

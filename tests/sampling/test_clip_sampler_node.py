@@ -94,7 +94,7 @@ def test_memory_rebuilt_from_latents_stays_close(model, positive):
 
 
 def test_another_lora_is_another_model(model):
-    from pack.nodes.common.compat import patcher_key
+    from pack.nodes.common.digest import patcher_key
 
     patched = model.clone()
     patched.add_patches({"diffusion_model.blocks.0.self_attn.q.weight": ("diff", (torch.ones(256, 256),))}, 0.5)
@@ -107,7 +107,7 @@ def test_another_lora_is_another_model(model):
 def test_model_key_is_the_same_while_the_model_is_loaded(model, positive):
     """ComfyUI bakes LoRAs into the weights and exchanges the sampling module of a model that it has loaded."""
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
-    from pack.nodes.common.compat import patcher_key
+    from pack.nodes.common.digest import patcher_key
 
     shifted = ModelSamplingSD3().patch(model, 5.0)[0]
     shifted.add_patches({"diffusion_model.blocks.0.self_attn.q.weight": ("diff", (torch.ones(256, 256),))}, 0.1)
@@ -119,7 +119,7 @@ def test_model_key_is_the_same_while_the_model_is_loaded(model, positive):
 
 def test_model_key_sees_options_that_other_nodes_set(model):
     from comfy_extras.nodes_rope import ScaleROPE
-    from pack.nodes.common.compat import patcher_key
+    from pack.nodes.common.digest import patcher_key
 
     scaled = [ScaleROPE.execute(model, 1.0, 0.0, 1.0, 0.0, scale_t, 0.0).args[0] for scale_t in (1.0, 2.0)]
     assert len({patcher_key(each) for each in (model, *scaled)}) == 3
@@ -127,7 +127,7 @@ def test_model_key_sees_options_that_other_nodes_set(model):
 
 def test_model_key_needs_no_state_dict(model, monkeypatch):
     """GGUF layers put placeholders without data into their state dict."""
-    from pack.nodes.common.compat import patcher_key
+    from pack.nodes.common.digest import patcher_key
 
     def placeholder(destination, prefix, keep_vars):
         destination[f"{prefix}weight"] = torch.empty(1, device="meta")

@@ -214,6 +214,45 @@ def test_other_models_are_moved_away_before_anything_is_given_up(three_chunks, m
     assert torch.equal(got[0]["samples"], want[0]["samples"])
 
 
+def on_a_card_with_ram():
+    """A MODEL whose device has another name than the RAM beside it, as on a card."""
+    import comfy.model_patcher
+
+    card = comfy.model_patcher.ModelPatcher(model.__wrapped__(16).model, torch.device("cpu", 0), torch.device("cpu"))
+    assert card.load_device != card.offload_device
+    return card
+
+
+@pytest.mark.parametrize(("pinned", "says"), [((), "of the model rest in RAM"), (("offload",), "window_latents")])
+def test_the_model_goes_to_ram_piece_by_piece_before_the_window_is_shortened(pinned, says, monkeypatch):
+    """Precision and place of the memory first; a plan that pins the model to the card keeps it there."""
+    import comfy.model_management as management
+    from comfy.patcher_extension import WrappersMP
+
+    def free(_device=None, torch_free_too=False):
+        return (8 * 2**30, 0) if torch_free_too else 8 * 2**30
+
+    monkeypatch.setattr(management, "get_free_memory", free)
+    made, patcher = [], on_a_card_with_ram()
+
+    def fail(executor, *args, **kwargs):
+        made.append(int(patcher.loaded_size()))
+        if FORWARDS + 1 < len(made) < FORWARDS + 7:
+            raise torch.OutOfMemoryError("the card is full")
+        return executor(*args, **kwargs)
+
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "fail", fail)
+    before = empty(FILM)
+    plan = replace(plan_for(before, "balanced"), pinned=pinned)
+    got, less, report = sample(before, patcher=patcher, plan=plan)
+    assert got["samples"].isfinite().all() and got["samples"].shape[2] == 9
+    assert (less.spec.precision, less.spec.placement) == ("4bit", "ram")
+    assert says.split("_")[0] in report
+    whole, left = made[0], made[-1]
+    assert (left < whole) == (not pinned)
+    assert (less.spec.window_latents < before.spec.window_latents) == bool(pinned)
+
+
 class Card(TorchDispatchMode):
     """Tensors without data lie on the card; what leaves it for the CPU is memory without a value."""
 

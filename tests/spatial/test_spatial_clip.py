@@ -19,7 +19,7 @@ SIZES = {"vace": (16, 8), "ti2v": (48, 16)}
 
 
 def place(kind):
-    from pack.nodes.common.compat import patcher_key
+    from pack.nodes.common.digest import patcher_key
 
     channels, stride = SIZES[kind]
     h, w = HEIGHT // stride, WIDTH // stride
