@@ -81,21 +81,22 @@ def oracle():
     return dit.WanModel, vace.VaceWanModel, space["model_fn_wan_video"]
 
 
-@pytest.mark.parametrize(("references", "preceding", "blocks"), [(0, 0, 1), (2, 1, 1), (4, 2, 2), (0, 2, 1)])
-def test_a_forward_is_microsofts(oracle, tmp_path, references, preceding, blocks):
+@pytest.mark.parametrize(("references", "preceding", "blocks", "channels"), [
+    (0, 0, 1, 96), (2, 1, 1, 96), (4, 2, 2, 96), (0, 2, 1, 96), (2, 1, 2, 97), (2, 1, 1, 49)])
+def test_a_forward_is_microsofts(oracle, tmp_path, references, preceding, blocks, channels):
     from safetensors.torch import load_file
 
     wan_class, vace_class, run = oracle
-    around = surroundings(references, preceding)
+    around = surroundings(references, preceding, channels)
     inner = model("ti2v").model.diffusion_model
     theirs = wan_class(dim=inner.dim, in_dim=48, ffn_dim=inner.ffn_dim, out_dim=48, text_dim=TEXT,
                        freq_dim=inner.freq_dim, eps=1e-6, patch_size=(1, 2, 2), num_heads=inner.num_heads,
                        num_layers=len(inner.blocks), has_image_input=False, seperated_timestep=True,
                        fuse_vae_embedding_in_latents=True)
     theirs.load_state_dict(inner.state_dict())
-    file = branch_file(tmp_path, blocks=blocks)
+    file = branch_file(tmp_path, blocks=blocks, channels=channels)
     layers = tuple(range(0, len(inner.blocks), len(inner.blocks) // blocks))[:blocks]
-    vace = vace_class(vace_layers=layers, vace_in_dim=96, dim=inner.dim, num_heads=inner.num_heads,
+    vace = vace_class(vace_layers=layers, vace_in_dim=channels, dim=inner.dim, num_heads=inner.num_heads,
                       ffn_dim=inner.ffn_dim)
     weights = load_file(file)
     names = vace.state_dict().keys()
@@ -107,7 +108,7 @@ def test_a_forward_is_microsofts(oracle, tmp_path, references, preceding, blocks
         wanted = run(dit=theirs, vace=vace, latents=torch.cat((around.references, draw(48, T, 4), around.preceding), 2),
                      timestep=times, context=text, vace_context=[around.place[0]], num_ref_frames=references,
                      fuse_vae_embedding_in_latents=True)[:, :, references : references + T]
-    found = forward(tmp_path, around, text, blocks=blocks)
+    found = forward(tmp_path, around, text, blocks=blocks, channels=channels)
     assert wanted.std() > 0.01
     assert (found - wanted).abs().max() < 1e-4 * max(1.0, float(wanted.abs().max()))
 
@@ -130,8 +131,9 @@ def test_prefixes_of_the_training_code_are_taken_off(tmp_path, prefix):
     assert torch.equal(forward(tmp_path, around), forward(tmp_path, around, prefix=prefix))
 
 
-def test_branches_with_a_channel_for_holes_load_too(tmp_path):
-    assert torch.isfinite(forward(tmp_path, surroundings(channels=97), channels=97)).all()
+@pytest.mark.parametrize("channels", [49, 97])
+def test_branches_with_a_channel_for_holes_load_too(tmp_path, channels):
+    assert torch.isfinite(forward(tmp_path, surroundings(channels=channels), channels=channels)).all()
 
 
 def test_files_that_are_no_branch_are_refused(tmp_path):
