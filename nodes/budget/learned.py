@@ -28,7 +28,8 @@ class Record:
     """One finished phase. card, family: whose. plan: plan_key of the plan that it followed.
 
     predicted_bytes, measured_bytes: VRAM that tensors took at the peak, without what was learned before; 0 = not
-    measured (no card). predicted_ram_bytes, measured_ram_bytes: what the process grew by. seconds: of the whole phase.
+    measured (no card). predicted_ram_bytes, measured_ram_bytes: what the process grew by. seconds: of the whole phase,
+    0 = it left its plan.
     units: what it made: chunks (sampling); 1 elsewhere.
     """
 
@@ -106,7 +107,7 @@ def clip_seconds(records: Iterable[Record], card: str, plan: RenderPlan) -> floa
     """What one clip of this plan took on this card, sampled and decoded; 0 where nobody knows."""
     key, taken = plan_key(plan), {"sampling": [], "decode": []}
     for record in records:
-        if (record.card, record.plan) == (card, key) and record.phase in taken:
+        if (record.card, record.plan) == (card, key) and record.phase in taken and record.seconds:
             taken[record.phase].append(record.seconds)
     return sum(median(seconds[-USED:]) for seconds in taken.values()) if all(taken.values()) else 0.0
 

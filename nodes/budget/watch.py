@@ -19,8 +19,8 @@ TOLERANCE, TOLERATED_BYTES = 0.05, 200 * 2**20  # what a prediction may be off w
 
 
 class Watch:
-    """What a phase made and took. units, follows_plan: set by whoever does the work; what did not follow the plan to
-    its end says nothing about it and is not kept. sentence: for the node's report, afterwards."""
+    """What a phase made and took. units, follows_plan: set by whoever does the work; of what did not follow the plan to
+    its end only a peak above the prediction is kept. sentence: for the node's report, afterwards."""
 
     def __init__(self) -> None:
         self.units, self.follows_plan, self.sentence = 1, True, ""
@@ -29,10 +29,11 @@ class Watch:
 @contextmanager
 def watched(plan: RenderPlan | None, phase: str, device: torch.device, folder: Path,
             others: Callable[[], int] = lambda: 0, room: Callable[[], int] | None = None) -> Iterator[Watch]:
-    """Measure what happens inside. Without a plan, nothing is measured; after an error nothing is kept.
+    """Measure what happens inside. Without a plan, nothing is measured; after an error but for full memory, nothing is
+    kept.
 
-    others: bytes of VRAM that other models take, asked at the end. room: bytes that can be had, asked at the beginning:
-    other programs may have come since the plan was made. folder: where the records lie.
+    others: bytes of VRAM that other models take. room: bytes that can be had, asked at the beginning: other programs
+    may have come since the plan was made. folder: where the records lie.
     """
     watch = Watch()
     cost = None if plan is None else next((cost for cost in plan.phases if cost.phase == phase), None)
@@ -43,17 +44,35 @@ def watched(plan: RenderPlan | None, phase: str, device: torch.device, folder: P
     late = crowded(cost, room()) if room is not None and is_card else ""
     if is_card:
         torch.cuda.reset_peak_memory_stats(device)
-    started = time.monotonic()
-    with _RamPeak() as ram:
-        yield watch
-    watch.sentence = late
-    if not watch.follows_plan:
-        return
-    peak = max(0, torch.cuda.max_memory_allocated(device) - others()) if is_card else 0
-    record = Record(plan.card, family_of(plan.model), phase, plan_key(plan), unlearned_bytes(cost), peak,
-                    _expected_ram(cost, is_card), ram.grown_bytes, time.monotonic() - started, watch.units)
+    before, started = others() if is_card else 0, time.monotonic()
+
+    def measured_bytes() -> int:
+        """Of the phase alone. Models that were moved away while it ran may lie in the peak: then at least so much."""
+        beside = others() if watch.follows_plan else max(before, others())
+        return max(0, torch.cuda.max_memory_allocated(device) - beside) if is_card else 0
+
+    try:
+        with _RamPeak() as ram:
+            yield watch
+    except torch.OutOfMemoryError:
+        watch.follows_plan = False
+        _keep(plan, cost, watch, measured_bytes(), ram.grown_bytes, 0.0, folder, is_card)
+        raise
+    taken = time.monotonic() - started
+    watch.sentence = " ".join(filter(None, (
+        late, _keep(plan, cost, watch, measured_bytes(), ram.grown_bytes, taken, folder, is_card))))
+
+
+def _keep(plan: RenderPlan, cost: PhaseCost, watch: Watch, peak: int, ram: int, seconds: float, folder: Path,
+          is_card: bool) -> str:
+    """Put what was measured into the records; what to say about it. Time is not known of what left its plan."""
+    predicted = unlearned_bytes(cost)
+    if not watch.follows_plan and peak <= predicted:
+        return ""
+    record = Record(plan.card, family_of(plan.model), cost.phase, plan_key(plan), predicted, peak,
+                    _expected_ram(cost, is_card), ram, seconds if watch.follows_plan else 0.0, watch.units)
     failure = add_record(folder / FILE, record)
-    watch.sentence = " ".join(filter(None, (late, in_words(record), failure)))
+    return " ".join(filter(None, (in_words(record), failure)))
 
 
 def crowded(cost: PhaseCost, room_bytes: int) -> str:

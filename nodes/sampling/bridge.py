@@ -137,15 +137,16 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     shape = (1, geometry.channels, preset.chunk, geometry.height, geometry.width)
     whole = (1, geometry.channels, latents, *shape[3:])
     clip = Clip(preset, latents, noise or seeded_noise(seed, shape), given, prompt_tokens(positive[0][0]),
-                unfinished and unfinished.load(whole))
+                unfinished and unfinished.chunks(whole))
     hook = MemoryHook(whole_timesteps=preset.whole_timesteps)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, hook)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY,
                                  _reserve(model_facts(model), memory, geometry, preset.chunk, 1 + has_negative,
                                           room_bytes))
-    give_up = no_way if retreat is None else partial(retreat, patched, hook)
-    sampler = MemorySampler(hook, memory, clip, progress, has_negative, give_up, unfinished and unfinished.keep)
+    sampler = MemorySampler(hook, memory, clip, progress, has_negative,
+                            no_way if retreat is None else partial(retreat, patched, hook),
+                            None if unfinished is None else _keeper(unfinished, progress))
     guider = comfy.samplers.CFGGuider(patched)
     guider.set_conds(positive, negative if has_negative else [])
     guider.set_cfg(cfg)
@@ -153,6 +154,15 @@ def sample_with_memory(model: Any, memory: VideoMemory, positive: list, preset: 
     after = end_clip(sampler.memory, memory)
     SHELF.put(caches(after), int(RAM_SHARE * total_ram * 2**20), folder_paths.get_temp_directory())
     return samples.to("cpu", torch.float32), after
+
+
+def _keeper(unfinished: Unfinished, progress: Progress) -> Keep:
+    def keep(finished: torch.Tensor) -> None:
+        failure = unfinished.keep(finished, f"its first {finished.shape[2]} latents")
+        if failure:
+            progress.say(failure)
+
+    return keep
 
 
 def _run(guider: Any, sampler: MemorySampler, empty: torch.Tensor, seed: int) -> torch.Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import comfy.model_management as mm
 import comfy.utils
 import node_helpers
 import torch
 
 from ..common.compat import model_facts
-from ..common.digest import patcher_key
+from ..common.digest import patcher_key, value_key
 from ..common.errors import message
 from ..common.types import Anchor, VideoMemory
 from ..memory.colour import hold_colours
@@ -23,13 +24,14 @@ from ..memory.latent_memory import (
     overlap_frames,
     remember,
 )
-from ..memory.state import begin_clip, begin_scene
+from ..memory.state import begin_clip, begin_scene, film_digest
 from .bridge_latent_checks import check_request
 from .bridge_latent_run import Part, cfg_of, noise_at, plan_parts, sample_parts
 from .latent_presets import LATENT_RECIPES, LatentRecipe
 from .latent_report import ClipFacts, clip_report
 from .latent_strategy import FAMILIES, Given, Keys
 from .strategy import ClipRequest, ClipResult, begins_scene
+from .unfinished import Unfinished
 
 DECODE_CONTEXT = 4  # latents decoded before the last frames: as many as video.decode needs for a join that is not seen
 SVD_MOTION_BUCKET = 127
@@ -37,7 +39,10 @@ SVD_MOTION_BUCKET = 127
 
 @dataclass(frozen=True)
 class _Film:
-    """The request with what was derived from it: the recipe, the memory bound to this film, and the clip's start."""
+    """The request with what was derived from it: the recipe, the memory bound to this film, and the clip's start.
+
+    unfinished: where what is sampled is kept. given_up: sentences on what was, while it is sampled.
+    """
 
     request: ClipRequest
     recipe: LatentRecipe
@@ -47,6 +52,8 @@ class _Film:
     is_cut: bool
     width: int
     height: int
+    unfinished: Unfinished
+    given_up: list[str] = field(default_factory=list)
 
     @property
     def latents(self) -> int:
@@ -79,6 +86,16 @@ class _Film:
 def sample_latent(request: ClipRequest) -> ClipResult:
     """One clip of an ordinary checkpoint: the strategy "latent" of Clip Sampler."""
     film = _open(request)
+    try:
+        result = _make(film)
+    except mm.OOM_EXCEPTION as error:
+        raise film.unfinished.ran_out(error) from error
+    film.unfinished.forget()
+    return result
+
+
+def _make(film: _Film) -> ClipResult:
+    request = film.request
     inner = request.model.model
     request.progress.say(f"clip {film.memory.clips_done + 1}: {film.latents} latents")
     if film.recipe.family == "svd":
@@ -117,7 +134,16 @@ def _open(request: ClipRequest) -> _Film:
         raise ValueError(message(f"Clip Sampler: {recipe.label} begins a film with a picture", "no start image",
                                  "an IMAGE at start_image in the first clip, and after Forget",
                                  "Connect Load Image to start_image."))
-    return _Film(request, recipe, memory, start, parts, is_cut, width, height)
+    return _Film(request, recipe, memory, start, parts, is_cut, width, height, _unfinished(request, is_cut))
+
+
+def _unfinished(request: ClipRequest, is_cut: bool) -> Unfinished:
+    """By all that the samples are made from."""
+    memory = request.memory
+    key = value_key([film_digest(memory), memory.spec.preset, request.geometry, request.latents, request.seed,
+                     request.cfg, is_cut, request.positive, request.negative, request.start_image, request.vae,
+                     request.model, request.model_low_noise, request.clip_vision, request.sampler, request.sigmas])
+    return Unfinished(request.kept_in, key, value_key(vars(memory.spec)))
 
 
 def _given(film: _Film, blank: Callable[[torch.Tensor], torch.Tensor]) -> Given:
@@ -145,7 +171,7 @@ def _sample(film: _Film, keys: Keys) -> torch.Tensor:
     names += [str(first + i) for i in range(film.latents)]
     noise = noise_at(request.seed, names, keys.samples[:, :, :1].shape, 2)
     samples = sample_parts(film.parts, request, recipe, conds, noise, keys.samples, keys.noise_mask,
-                           film.memory.latents_done)
+                           film.memory.latents_done, film.unfinished, film.given_up)
     if keys.noise_mask is not None:  # uni_pc ends a little above 0: what was given is put back, as Wan's own code does
         samples = samples * keys.noise_mask + keys.samples * (1.0 - keys.noise_mask)
     return samples[:, :, keys.lead:]
@@ -162,7 +188,8 @@ def _sample_svd(film: _Film) -> torch.Tensor:
     done = film.memory.latents_done
     first = overlap_frames(done) - film.dropped if done else 0
     noise = noise_at(request.seed, [str(first + i) for i in range(count)], image[:1].shape, 0)
-    samples = sample_parts(film.parts, request, film.recipe, conds, noise, torch.zeros_like(noise), None, done)
+    samples = sample_parts(film.parts, request, film.recipe, conds, noise, torch.zeros_like(noise), None, done,
+                           film.unfinished, film.given_up)
     return samples.movedim(0, 1)[None]
 
 
@@ -180,11 +207,12 @@ def _result(film: _Film, raw: torch.Tensor, clean: torch.Tensor, anchor: Anchor)
     if dropped:
         latent["context_samples"] = raw[:, :, :dropped]
     after = remember(memory, clean[0, :, dropped:], film.decode(tail), anchor, film.request.latents)
-    return ClipResult(latent, after, _report(film))
+    is_as_planned = not (film.given_up or film.unfinished.taken_up)
+    return ClipResult(latent, after, _report(film) + film.unfinished.note(), is_as_planned)
 
 
 def _report(film: _Film) -> str:
-    request, recipe, notes = film.request, film.recipe, []
+    request, recipe, notes = film.request, film.recipe, [*film.given_up]
     if request.start_image is not None and request.start_image.shape[1:3] != (film.height, film.width):
         height, width = request.start_image.shape[1:3]
         notes.append(f"The start image of {width}x{height} was scaled to {film.width}x{film.height}, and what did not "

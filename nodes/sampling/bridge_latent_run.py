@@ -19,6 +19,7 @@ from ..common.errors import message
 from .bridge_room import with_room
 from .latent_presets import LatentRecipe
 from .strategy import ClipRequest
+from .unfinished import Unfinished
 
 ATTEMPTS = 4  # of one model's levels; each time a quarter of its weights more rests in RAM
 UNI_PC = (uni_pc.sample_unipc, uni_pc.sample_unipc_bh2)
@@ -64,39 +65,52 @@ def plan_parts(request: ClipRequest, recipe: LatentRecipe) -> tuple[Part, ...]:
 
 
 def sample_parts(parts: tuple[Part, ...], request: ClipRequest, recipe: LatentRecipe, conds: list[list],
-                 noise: torch.Tensor, samples: torch.Tensor, noise_mask: torch.Tensor | None,
-                 clip: int) -> torch.Tensor:
+                 noise: torch.Tensor, samples: torch.Tensor, noise_mask: torch.Tensor | None, clip: int,
+                 unfinished: Unfinished, given_up: list[str]) -> torch.Tensor:
     """samples denoised, un-normalised, float32 on the CPU; noise is added once, whoever samples after that.
 
-    clip: absolute latent at which the clip begins; random samplers draw by it. One progress bar over all parts.
+    clip: absolute latent at which the clip begins; random samplers draw by it. unfinished: keeps what each model has
+    left, the last one too: the frames that the next clip needs are still to be decoded. given_up: gets a sentence where
+    memory ran out. One progress bar over all parts.
     """
-    done, total = 0, sum(part.steps for part in parts)
+    first, kept = unfinished.parts(tuple(noise.shape))
+    if kept is not None:
+        noise, samples = torch.zeros_like(noise), kept
+    done, total = sum(part.steps for part in parts[:first]), sum(part.steps for part in parts)
     callback = latent_preview.prepare_callback(parts[0].model, total)
-    for i, part in enumerate(parts):
+    for i, part in enumerate(parts[first:], first):
 
         def tick(step: int, x0: torch.Tensor, x: torch.Tensor, _steps: int, before: int = done) -> None:
             callback(before + step, x0, x, total)
             request.progress.check_cancel()
 
-        samples = _sample_part(part, request, recipe, conds, noise, samples, denoise_mask=noise_mask, callback=tick,
-                               seed=_seed(request.seed, f"clip {clip} part {i}"))
+        samples, attempts = _sample_part(part, request, recipe, conds, noise, samples, denoise_mask=noise_mask,
+                                         callback=tick, seed=_seed(request.seed, f"clip {clip} part {i}"))
+        if attempts > 1:
+            given_up.append(f"Memory ran out {attempts - 1}x: sampled again, with more of the model in RAM.")
         noise = torch.zeros_like(noise)  # the second model goes on from what the first has left
         done += part.steps
-    return samples.to(torch.float32)
+        words = "its samples" if i + 1 == len(parts) else "what its first model has made"
+        failure = unfinished.keep(samples, words, i + 1)
+        if failure:
+            request.progress.say(failure)
+    return samples
 
 
 def _sample_part(part: Part, request: ClipRequest, recipe: LatentRecipe, conds: list[list], noise: torch.Tensor,
-                 samples: torch.Tensor, **options: Any) -> torch.Tensor:
-    """One model's levels, on the CPU. Out of memory, they begin again with more of the model in RAM."""
+                 samples: torch.Tensor, **options: Any) -> tuple[torch.Tensor, int]:
+    """(one model's levels, float32 on the CPU, attempts). Out of memory, they begin again with more of the model in
+    RAM, unless the plan pins it to the card."""
     room, weights, attempt = request.room_bytes, int(part.model.model_size()), 1
     while True:
         guider = comfy.samplers.CFGGuider(with_room(part.model, room))
         guider.set_conds(*conds)
         guider.set_cfg(cfg_of(request, recipe))
         try:
-            return guider.sample(noise, samples, _sampler(request, recipe), part.sigmas, **options).to("cpu")
+            made = guider.sample(noise, samples, _sampler(request, recipe), part.sigmas, **options)
+            return made.to("cpu", torch.float32), attempt
         except mm.OOM_EXCEPTION as error:
-            if attempt == ATTEMPTS:
+            if attempt == ATTEMPTS or "offload" in request.pinned:
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
         attempt += 1

@@ -35,31 +35,21 @@ def sample_rolling(request: ClipRequest) -> ClipResult:
             negative=request.negative, cfg=request.cfg, given=given, is_cut=is_cut, room_bytes=request.room_bytes,
             retreat=retreat, unfinished=unfinished)
     except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(_ran_out(error, unfinished, latents)) from error
-    if unfinished:
-        unfinished.forget()
-        did += unfinished.note()
-    did += retreat_note(memory.spec, after.spec, retreat.offloaded_bytes)
-    report = _report(memory, preset, latents) + did + _notes(request, is_cut and after.cuts > memory.cuts)
-    return ClipResult(clip_latent(request.model, samples, memory), after, report)
+        raise unfinished.ran_out(error) from error
+    unfinished.forget()
+    did += unfinished.note()
+    given_up = retreat_note(memory.spec, after.spec, retreat.offloaded_bytes)
+    report = _report(memory, preset, latents) + did + given_up + _notes(request, is_cut and after.cuts > memory.cuts)
+    is_as_planned = not (unfinished.taken_up or given_up)
+    return ClipResult(clip_latent(request.model, samples, memory), after, report, is_as_planned)
 
 
-def _unfinished(request: ClipRequest, given: torch.Tensor | None, is_cut: bool) -> Unfinished | None:
+def _unfinished(request: ClipRequest, given: torch.Tensor | None, is_cut: bool) -> Unfinished:
     """Where this clip's finished chunks are kept, by all that they are made from."""
-    if request.kept_in is None:
-        return None
     memory, has_negative = request.memory, not math.isclose(request.cfg, 1.0)
     key = value_key([film_digest(memory), memory.spec.preset, request.latents, request.seed, request.cfg, given, is_cut,
                      request.positive, request.negative if has_negative else None, patcher_key(request.model)])
     return Unfinished(request.kept_in, key, value_key(vars(placed(memory, "").spec)))
-
-
-def _ran_out(error: BaseException, unfinished: Unfinished | None, latents: int) -> str:
-    kept = unfinished.broke_off() if unfinished else 0
-    then = "Close other programs, or let VRAM Budget Gate plan with less."
-    if kept:
-        then += f" The first {kept} of the clip's {latents} latents are kept: queue again, and it goes on behind them."
-    return message("Clip Sampler: memory ran out, and nothing is left to give up", error, "a little more memory", then)
 
 
 def _report(before: VideoMemory, preset: Preset, latents: int) -> str:

@@ -123,7 +123,7 @@ class ClipSampler(io.ComfyNode):
                      lambda: available_bytes(device)) as watch:
             watch.units = latents // memory.spec.chunk_latents
             result = SAMPLERS[strategy](request)
-            watch.follows_plan = result.memory.spec == memory.spec
+            watch.follows_plan = result.is_as_planned
         samples = {**result.samples, "seconds": time.monotonic() - started}
         return io.NodeOutput(samples, result.memory, f"{reason} {result.report} {watch.sentence}".strip())
 

@@ -28,7 +28,7 @@ class ClipRequest:
     cfg: 0 = as the recipe says. clip_vision: CLIP_VISION; sampler, sigmas: SAMPLER and SIGMAS; each of use with latent
     memory only, or None. profile: of the plan, the order in which things are given up when memory runs out.
     room_bytes: what the plan says that a forward takes beside the weights; 0 = ComfyUI's own estimate. pinned: of the
-    plan, what may not be given up. kept_in: the folder for what is finished before the whole clip is; None = nowhere.
+    plan, what may not be given up. kept_in: the folder for what is finished before the whole clip is.
     """
 
     model: Any
@@ -50,7 +50,7 @@ class ClipRequest:
     profile: str = "balanced"
     room_bytes: int = 0
     pinned: tuple[str, ...] = ()
-    kept_in: Path | None = None
+    kept_in: Path = Path()
 
     @property
     def preset(self) -> Preset:
@@ -59,11 +59,13 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class ClipResult:
-    """samples: a LATENT for Save Clip. memory: the memory after the clip. report: sentences on what was done."""
+    """samples: a LATENT for Save Clip. memory: the memory after the clip. report: sentences on what was done.
+    is_as_planned: nothing was given up on the way, and nothing taken up that was there before."""
 
     samples: dict[str, Any]
     memory: VideoMemory
     report: str
+    is_as_planned: bool = True
 
 
 def choose_strategy(spec: MemorySpec, facts: ModelFacts) -> tuple[str, str]:

@@ -190,6 +190,24 @@ def test_the_next_thing_to_give_up_follows_the_profile():
         "the memory rests in RAM"]
 
 
+def test_memory_that_ran_out_teaches_only_that_more_was_taken_than_predicted(tmp_path, monkeypatch):
+    """The peak is at least what was reached; time is not known. Below the prediction somebody else took the room."""
+    from pack.nodes.budget import watch as at_work
+
+    card, peak = torch.device("cuda"), [0]
+    monkeypatch.setattr(at_work.torch.cuda, "reset_peak_memory_stats", lambda _device: None)
+    monkeypatch.setattr(at_work.torch.cuda, "max_memory_allocated", lambda _device: peak[0])
+    predicted = at_work.unlearned_bytes(plan().phases[1])
+    for reached, kept in ((predicted - MIB, 0), (predicted + 500 * MIB, 1)):
+        peak[0] = reached + 100 * MIB
+        with pytest.raises(torch.OutOfMemoryError), watched(plan(), "sampling", card, tmp_path, lambda: 100 * MIB):
+            raise torch.OutOfMemoryError("the card is full")
+        assert len(read_records(tmp_path / "budget.json")) == kept
+    (record,) = read_records(tmp_path / "budget.json")
+    assert record.measured_bytes == predicted + 500 * MIB and record.seconds == 0
+    assert clip_seconds([record], "a card", plan()) == 0
+
+
 def test_what_did_not_follow_its_plan_to_the_end_is_not_kept(tmp_path):
     with watched(plan(), "sampling", CPU, tmp_path) as watch:
         watch.follows_plan = False

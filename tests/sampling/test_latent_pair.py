@@ -213,14 +213,63 @@ def test_a_clip_is_the_same_when_memory_runs_out_on_the_way(preset, rooms):
     patcher, _ = failing({2, 3}, kind)
     want, _, _ = sample(preset, memory_of(preset), 2, model=failing(set(), kind)[0], **options)
     rooms.clear()
-    got, _, _ = sample(preset, memory_of(preset), 2, model=patcher, **options)
+    got, _, report = sample(preset, memory_of(preset), 2, model=patcher, **options)
     assert torch.equal(got["samples"], want["samples"])
+    assert "Memory ran out 2x: sampled again" in report
     assert len(rooms) >= 3 and rooms[0] < rooms[1] < rooms[2]
+
+
+def test_what_the_first_model_has_made_is_kept_when_the_second_is_out_of_memory(rooms):
+    sigmas = torch.tensor([1.0, 0.95, 0.7, 0.4, 0.0])
+    options = {"vae": vae(""), "sampler": euler(), "start_image": picture(), "sigmas": sigmas}
+    high, low = failing(set()), failing(set(range(1, 100)))
+    want, _, _ = sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=failing(set())[0], **options)
+    done = len(high[1])
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="what its first model has made are kept"):
+        sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=low[0], **options)
+    assert len(high[1]) == 2 * done
+    got, _, report = sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=failing(set())[0], **options)
+    assert len(high[1]) == 2 * done and torch.equal(got["samples"], want["samples"])
+    assert "what its first model has made were kept and not sampled again" in report
+    sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=failing(set())[0], **options)
+    assert len(high[1]) == 3 * done  # whole: nothing is left of it
+
+
+@pytest.mark.parametrize("preset", ["wan22_ti2v_5b", "svd"])
+def test_samples_are_kept_when_decoding_the_frames_for_the_next_clip_runs_out_of_memory(preset, monkeypatch):
+    kind = {"svd": "svd", "wan22_ti2v_5b": "ti2v"}[preset]
+    coder = blocks_vae(preset) if kind == "svd" else vae(kind)
+    options = {"vae": coder, "sampler": euler(), "start_image": picture()}
+    patcher, made = failing(set(), kind)
+    want, _, _ = sample(preset, memory_of(preset), 2, model=patcher, **options)
+    done = len(made)
+
+    def decode(_latents):
+        raise torch.cuda.OutOfMemoryError("the card is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(coder), "decode", lambda self, latents: decode(latents))
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="its samples are kept"):
+            sample(preset, memory_of(preset), 2, model=patcher, **options)
+    got, _, report = sample(preset, memory_of(preset), 2, model=patcher, **options)
+    assert len(made) == 2 * done and torch.equal(got["samples"], want["samples"])
+    assert "its samples were kept and not sampled again" in report
+
+
+def test_a_plan_that_pins_the_model_to_the_card_keeps_it_there(rooms):
+    from pack.nodes.common.types import RenderPlan
+
+    memory = memory_of(PAIR)
+    plan = RenderPlan(WIDTH, HEIGHT, 3, memory.spec, 0, 1, 0, (), (), pinned=("offload",))
+    patcher, made = failing({1})
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        sample(PAIR, memory, 2, model=patcher, vae=vae(""), start_image=picture(), sampler=euler(), plan=plan)
+    assert len(made) == len(rooms) == 1
 
 
 def test_memory_that_never_suffices_is_an_error_after_four_attempts(rooms):
     patcher, made = failing(set(range(1, 100)))
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="nothing is left to give up"):
         sample(PAIR, memory_of(PAIR), 2, model=patcher, vae=vae(""), start_image=picture(), sampler=euler())
     assert len(made) == len(rooms) == 4
 

@@ -100,7 +100,8 @@ def test_memory_that_never_suffices_costs_no_finished_chunk(before, unbroken):
     patcher, _ = at_forwards(run_out, 2 * FORWARDS + 2)
     with pytest.raises(torch.OutOfMemoryError) as refused:
         sample(before, patcher)
-    assert "nothing is left to give up" in str(refused.value) and "The first 6 of the clip's 9" in str(refused.value)
+    assert "nothing is left to give up" in str(refused.value)
+    assert "Of the clip its first 6 latents are kept" in str(refused.value)
     patcher, begun = counted()
     latent, _, _ = sample(before, patcher)
     assert len(begun) == 2 + FORWARDS
@@ -161,11 +162,11 @@ def test_only_the_newest_files_stay(tmp_path):
     shape = (1, 2, 4, 3, 3)
     for i in range(KEPT + 3):
         one = Unfinished(tmp_path, f"clip{i}", "way")
-        assert one.keep(torch.full(shape, float(i))) == ""
+        assert one.keep(torch.full(shape, float(i)), "its first 4 latents") == ""
         os.utime(one.path, (i, i))
     left = {path.stem for path in tmp_path.iterdir()}
     assert left == {f"clip{i}" for i in range(3, KEPT + 3)}
-    assert Unfinished(tmp_path, f"clip{KEPT}", "way").load((1, 2, 9, 3, 3)).mean() == KEPT
-    assert Unfinished(tmp_path, f"clip{KEPT}", "other").load((1, 2, 9, 3, 3)) is None
-    assert Unfinished(tmp_path, f"clip{KEPT}", "way").load((1, 2, 3, 3, 3)) is None
-    assert Unfinished(tmp_path, f"clip{KEPT}", "way").load((1, 3, 9, 3, 3)) is None
+    assert Unfinished(tmp_path, f"clip{KEPT}", "way").chunks((1, 2, 9, 3, 3)).mean() == KEPT
+    assert Unfinished(tmp_path, f"clip{KEPT}", "other").chunks((1, 2, 9, 3, 3)) is None
+    assert Unfinished(tmp_path, f"clip{KEPT}", "way").chunks((1, 2, 3, 3, 3)) is None
+    assert Unfinished(tmp_path, f"clip{KEPT}", "way").chunks((1, 3, 9, 3, 3)) is None
