@@ -19,9 +19,16 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disa
 SETTINGS = {"Comfy.TutorialCompleted": True,  # else the templates cover the canvas
             "Comfy.VueNodes.Enabled": False}  # Nodes 2.0, where a test does not ask for it
 LOAD = "async ([workflow, name]) => { await app.loadGraphData(workflow, true, true, name); }"
-RENDERER = """async (isVue) => {
-  await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', isVue);
+VALUE_PLACE = """([kind, name]) => {
+  const node = app.graph.nodes.find(n => n.type === kind), box = app.canvas.canvas.getBoundingClientRect();
+  app.canvas.ds.scale = 1;
+  app.canvas.centerOnNode(node);
+  app.canvas.draw(true, true);
+  const y = node.pos[1] + node.widgets.find(w => w.name === name).last_y + 10;
+  const [left, top] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 0.6 * node.size[0], y]);
+  return [box.left + left, box.top + top];
 }"""
+VALUE = "([kind, name]) => app.graph.nodes.find(n => n.type === kind).widgets.find(w => w.name === name).value"
 
 
 def bundled(name: str) -> dict:
@@ -45,6 +52,21 @@ def opened_editor(server) -> Iterator:
         page.wait_for_function(READY, timeout=120_000)
         yield page
         browser.close()
+
+
+def load(page, name: str) -> dict:
+    """Open the bundled workflow of that name, as from the template browser; returns it."""
+    page.evaluate(LOAD, [bundled(name), name])
+    return bundled(name)
+
+
+def type_into(page, kind: str, name: str, text: str) -> object:
+    """Type into a number or a line of text of the only node of that kind, on the classic canvas; the value after it."""
+    page.mouse.dblclick(*page.evaluate(VALUE_PLACE, [kind, name]))
+    field = page.locator(".graphdialog input")
+    field.fill(text)
+    field.press("Enter")
+    return page.evaluate(VALUE, [kind, name])
 
 
 def screenshot_path(test_id: str) -> Path:
