@@ -16,21 +16,24 @@ from ..common.compat import model_facts
 from ..common.digest import patcher_key
 from ..common.errors import message
 from ..common.progress import Progress
-from ..common.types import TEMPORAL_STRIDE, ModelFacts
+from ..common.types import TEMPORAL_STRIDE, Geometry, ModelFacts, VideoMemory
+from ..memory.latent_memory import ClipStart
+from ..memory.state import begin_clip
 from ..sampling.latent_presets import LATENT_RECIPES, LatentRecipe
 from .cloud import Reading, read
 from .conditions import FAMILIES, Keys, Shown
+from .hero import as_latent, check_hero, hero_line, hero_start, remembered, shared_latents
 from .requests import film_frames, require_path, require_same_vae, require_spatial
 from .values import CameraPath, SpatialMemory
 
 ASKED = "Spatial Clip Sampler"
-RECIPES = {"vace": LATENT_RECIPES["wan21_vace"], "ti2v": LATENT_RECIPES["wan22_ti2v_5b"]}
+PRESETS = {"vace": "wan21_vace", "ti2v": "wan22_ti2v_5b"}  # kind of MODEL -> its recipe, also for a hero's memory
 
 
 @dataclass(frozen=True)
 class SpatialRequest:
     """positive, negative: CONDITIONING, negative None or []. start_image: IMAGE of one frame, or None. latents: of the
-    clip. steps, cfg: 0 = the recipe's. trust: 0..1."""
+    clip. steps, cfg: 0 = the recipe's. trust: 0..1. hero: VIDEO_MEMORY or None."""
 
     model: Any
     vae: Any
@@ -46,25 +49,58 @@ class SpatialRequest:
     steps: int
     cfg: float
     progress: Progress
+    hero: VideoMemory | None = None
 
 
-def sample_in_place(request: SpatialRequest) -> tuple[torch.Tensor, Reading]:
-    """([1, C, T, h, w] un-normalised float32 on the CPU, what was read); everything is checked before anything runs."""
+@dataclass(frozen=True)
+class PlacedClip:
+    """samples: a LATENT, un-normalised float32 on the CPU, without the latents that a hero's film has already. reading:
+    of all of request.latents. first_frame: of the path, of the first latent in samples. hero: the VIDEO_MEMORY after
+    the clip, and lines: what it gave; None and empty without one."""
+
+    samples: dict[str, Any]
+    reading: Reading
+    first_frame: int
+    hero: VideoMemory | None = None
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Film:
+    """A hero's memory bound to this clip, what the clip begins with, and the first frame to hold the hero to."""
+
+    memory: VideoMemory
+    start: ClipStart
+
+    @property
+    def anchor_frame(self) -> torch.Tensor | None:
+        if self.memory.anchor is not None:
+            return self.memory.anchor.frame[None].float() / 255
+        return None if self.start.frames is None else self.start.frames[:1]
+
+
+def sample_in_place(request: SpatialRequest) -> PlacedClip:
+    """One clip that is shown the place and, where there is one, the hero; all is checked before anything runs."""
     facts, recipe = _check(request)
     reading = read(request.memory, request.path, film_frames(request.first_frame, request.latents))
     request.progress.say(f"the place fills {sum(reading.coverage) / request.latents:.1%} of the clip")
-    keys = FAMILIES[facts.kind](_shown(request, facts, reading))
+    film = None if request.hero is None else _film(request, facts)
+    shown = _shown(request, facts, reading, film)
+    keys = FAMILIES[facts.kind](shown)
     samples = _sample(request, recipe, keys)
     if keys.noise_mask is not None:  # uni_pc ends a little above 0: what was given is put back
         samples = torch.where(keys.noise_mask == 0, keys.samples, samples)
-    return samples, reading
+    samples = samples[:, :, keys.lead:]
+    if film is None:
+        return PlacedClip({"samples": samples}, reading, request.first_frame)
+    return _remembered(request, film, samples, shown, reading)
 
 
 def _check(request: SpatialRequest) -> tuple[ModelFacts, LatentRecipe]:
     require_spatial(request.memory, ASKED)
     require_path(request.path, ASKED)
     facts = model_facts(request.model)
-    if facts.kind not in RECIPES or facts.family != "wan":
+    if facts.kind not in PRESETS or facts.family != "wan":
         raise ValueError(message(f"{ASKED}: model", f"a {facts.family} {facts.kind} model",
                                  "Wan 2.1 VACE (1.3B or 14B), or Wan 2.2 TI2V-5B", "Load one of them."))
     if request.memory.channels != facts.latent_channels or request.vae.latent_channels != facts.latent_channels:
@@ -77,34 +113,77 @@ def _check(request: SpatialRequest) -> tuple[ModelFacts, LatentRecipe]:
     if (request.path.height, request.path.width) != wanted:
         raise ValueError(message(f"{ASKED}: camera path", f"{request.path.width}x{request.path.height}",
                                  f"{wanted[1]}x{wanted[0]}, the size of the memory", "Give it that size."))
-    recipe = RECIPES[facts.kind]
+    recipe = LATENT_RECIPES[PRESETS[facts.kind]]
     if (request.cfg or recipe.cfg) != 1 and not request.negative:
         raise ValueError(message(f"{ASKED}: cfg {request.cfg or recipe.cfg:g} needs a negative prompt", "none",
                                  "a CONDITIONING at negative, or cfg 1", "Connect an empty prompt to negative."))
     if request.steps == 1:
         raise ValueError(message(f"{ASKED}: steps", 1, "0 for the recipe's, or 2 and more (uni_pc needs two)",
                                  "Set 0."))
+    if request.hero is not None:
+        geometry = Geometry(request.memory.channels, request.memory.height, request.memory.width)
+        check_hero(request.hero, PRESETS[facts.kind], geometry, request.latents, request.path,
+                   request.start_image is not None, ASKED)
     return facts, recipe
 
 
-def _shown(request: SpatialRequest, facts: ModelFacts, reading: Reading) -> Shown:
-    height, width = request.path.height, request.path.width
-    latents, blank = reading.latents[None], request.model.model.process_latent_out
+def _film(request: SpatialRequest, facts: ModelFacts) -> _Film:
+    memory = as_latent(request.hero, PRESETS[facts.kind], lambda latents: _decode(request, latents))
+    place, (prompt, told) = request.memory, request.positive[0]
+    memory = begin_clip(memory, Geometry(place.channels, place.height, place.width), patcher_key(request.model), prompt,
+                        told.get("videomemory_text", ""))
+    return _Film(memory, hero_start(memory, _start_image(request)))
+
+
+def _remembered(request: SpatialRequest, film: _Film, samples: torch.Tensor, shown: Shown,
+                reading: Reading) -> PlacedClip:
+    memory, dropped = film.memory, film.start.dropped
+    inner = request.model.model
+    first = None if shown.start is None else inner.process_latent_in(shown.start[:, :, :1])[0]
+    after = remembered(memory, film.start, inner.process_latent_in(samples)[0], first,
+                       lambda latents: _decode(request, latents))
+    latent = {"samples": samples[:, :, dropped:], "first_latent": memory.latents_done, "fps": memory.spec.fps}
+    if dropped:
+        latent["context_samples"] = samples[:, :, :dropped]
+    frame = request.first_frame + TEMPORAL_STRIDE * bool(dropped)
+    return PlacedClip(latent, reading, frame, after, (hero_line(memory, film.start, shown.reference is not None),))
+
+
+def _shown(request: SpatialRequest, facts: ModelFacts, reading: Reading, film: _Film | None) -> Shown:
+    blank, before = request.model.model.process_latent_out, 0 if film is None else shared_latents(film.start)
+    latents = torch.nn.functional.pad(reading.latents[None], (0, 0, 0, 0, before, 0))
+    holes = torch.nn.functional.pad(reading.holes, (0, 0, 0, 0, before, 0), value=True)
+    gray = blank(torch.zeros_like(latents))
     if facts.kind == "vace":
-        frames = TEMPORAL_STRIDE * (request.latents - 1) + 1
-        gray = _encode(request, torch.full((frames, height, width, 3), 0.5))
-    else:
-        gray = blank(torch.zeros_like(latents))
-    start = request.start_image
-    if start is not None:
-        start = comfy.utils.common_upscale(start[:1].movedim(-1, 1), width, height, "bilinear", "center").movedim(1, -1)
-        start = _encode(request, start)
-    return Shown(latents, reading.holes, gray, start, request.trust)
+        frames = TEMPORAL_STRIDE * (latents.shape[2] - 1) + 1
+        gray = _encode(request, torch.full((frames, request.path.height, request.path.width, 3), 0.5))
+    start = _start_image(request) if film is None else film.start.frames
+    reference = None
+    if film is not None and facts.kind == "vace" and film.anchor_frame is not None:
+        hero = _encode(request, film.anchor_frame)
+        reference = torch.cat((hero, blank(torch.zeros_like(hero))), 1)
+    return Shown(latents, holes, gray, None if start is None else _encode(request, start), request.trust, reference)
+
+
+def _start_image(request: SpatialRequest) -> torch.Tensor | None:
+    """[1, H, W, 3] of the path's size."""
+    image = request.start_image
+    if image is None:
+        return None
+    return comfy.utils.common_upscale(image[:1].movedim(-1, 1), request.path.width, request.path.height, "bilinear",
+                                      "center").movedim(1, -1)[..., :3].to("cpu", torch.float32)
 
 
 def _encode(request: SpatialRequest, frames: torch.Tensor) -> torch.Tensor:
     request.progress.check_cancel()
     return request.vae.encode(frames[..., :3]).to("cpu", torch.float32)
+
+
+def _decode(request: SpatialRequest, latents: torch.Tensor) -> torch.Tensor:
+    """[n, H, W, 3] float 0..1 of normalised latents [C, n, h, w]."""
+    request.progress.check_cancel()
+    frames = request.vae.decode(request.model.model.process_latent_out(latents[None]))
+    return frames.reshape(-1, *frames.shape[-3:]).to("cpu", torch.float32)
 
 
 def _sample(request: SpatialRequest, recipe: LatentRecipe, keys: Keys) -> torch.Tensor:

@@ -43,6 +43,13 @@ def _mask_field() -> io.Input:
                          "size of the camera path.")
 
 
+def _confidence_field() -> io.Input:
+    return field(io.Mask, "confidence", optional=True,
+                 tooltip="How much each pixel is trusted, black = least; many depth nodes give it. Where points are "
+                         "merged the most trusted one stays. Without it that is the one seen from nearest by: use it "
+                         "in every Lift and Update of a film, or in none.")
+
+
 class LiftSpatial(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -65,6 +72,7 @@ class LiftSpatial(io.ComfyNode):
                                                                 "either this or a latent."),
                 field(io.Latent, "latent", optional=True, tooltip="The first frame's latent; of a video, its first."),
                 _mask_field(),
+                _confidence_field(),
             ],
             outputs=[SpatialMemoryIO.Output(id="spatial_memory", display_name="spatial memory",
                                             tooltip="For Read, Update and Save Spatial Memory."),
@@ -73,7 +81,7 @@ class LiftSpatial(io.ComfyNode):
 
     @classmethod
     def execute(cls, camera_path, vae, depth, depth_kind, near, far, image=None, latent=None,
-                mask=None) -> io.NodeOutput:
+                mask=None, confidence=None) -> io.NodeOutput:
         require_path(camera_path, LIFT)
         if (image is None) == (latent is None):
             raise ValueError(message(f"{LIFT}: image or latent", "both" if image is not None else "none of them",
@@ -85,7 +93,9 @@ class LiftSpatial(io.ComfyNode):
         samples = latent["samples"] if image is None else vae.encode(image[:1, :, :, :3])
         latents = frames_of_latent(samples, LIFT)[:, :1]
         memory = empty_memory(latents.shape[0], *latents.shape[2:], patcher_key(vae.patcher))
-        look = make_look(latents, depth[:1], None if mask is None else mask[:1], 0, LIFT)
+        first_mask, first_confidence = (None if one is None else one[:1] if one.ndim == 3 else one
+                                        for one in (mask, confidence))
+        look = make_look(latents, depth[:1], first_mask, 0, LIFT, first_confidence)
         look, _ = fitted(memory, look, camera_path, depth_kind, near, far)
         memory = write(memory, look, camera_path)
         require_points(memory, LIFT)
@@ -159,8 +169,9 @@ class UpdateSpatial(io.ComfyNode):
                       tooltip="Frame of the path at which the clip begins."),
                 field(io.Float, "budget_mb", display_name="budget in MB", default=64.0, min=1.0, max=65536.0, step=1.0,
                       tooltip="Where the cloud is larger, points that share a cell are merged; the one that was seen "
-                              "from nearest by stays. 64 MB are 588,000 points of Wan 2.2."),
+                              "from nearest by stays (or the most trusted). 64 MB are 588,000 points of Wan 2.2."),
                 _mask_field(),
+                _confidence_field(),
             ],
             outputs=[SpatialMemoryIO.Output(id="updated_memory", display_name="spatial memory",
                                             tooltip="The place with what the clip showed."),
@@ -170,13 +181,14 @@ class UpdateSpatial(io.ComfyNode):
 
     @classmethod
     def execute(cls, spatial_memory, camera_path, vae, latent, depth, depth_kind, first_frame: int, budget_mb: float,
-                mask=None) -> io.NodeOutput:
+                mask=None, confidence=None) -> io.NodeOutput:
         require_spatial(spatial_memory, UPDATE)
         require_path(camera_path, UPDATE)
         require_same_vae(spatial_memory, patcher_key(vae.patcher), UPDATE)
         if depth_kind != "metric":
             require_points(spatial_memory, UPDATE)
-        look = make_look(frames_of_latent(latent["samples"], UPDATE), depth, mask, first_frame, UPDATE)
+        look = make_look(frames_of_latent(latent["samples"], UPDATE), depth, mask, first_frame, UPDATE,
+                         confidence)
         look, fits = fitted(spatial_memory, look, camera_path, depth_kind, 1.0, 2.0)
         grown = write(spatial_memory, look, camera_path)
         after = bound(grown, int(budget_mb * MB))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..common.compat import CameraPathIO, SpatialMemoryIO, field, io, node_id, node_progress, schema
+from ..common.compat import CameraPathIO, SpatialMemoryIO, VideoMemoryIO, field, io, node_id, node_progress, schema
 from .bridge import SpatialRequest, sample_in_place
 from .requests import coverage_lines, film_frames
 
@@ -39,25 +39,37 @@ class SpatialClipSampler(io.ComfyNode):
                 field(io.Conditioning, "negative", optional=True, tooltip="Needed unless cfg is 1."),
                 field(io.Image, "start_image", optional=True,
                       tooltip="The clip's first frame: the film's picture, or the last frame of the clip before."),
+                field(VideoMemoryIO, "video_memory", optional=True,
+                      tooltip="The hero: a Persistent Memory for the model, then the memory after the clip before. It "
+                              "brings the film's first frame and the clip's first ones; first frame is then the "
+                              "last frame of the clip before. A rolling memory goes on as one of frames."),
             ],
             outputs=[
                 io.Latent.Output(id="latent", display_name="latent", tooltip="The clip, for Update Spatial Memory and "
                                                                              "VAE Decode."),
                 io.Float.Output(id="coverage", display_name="coverage", tooltip="Known part of the clip, 0 to 1."),
-                io.String.Output(id="report", display_name="report", tooltip="The known part of every frame."),
+                io.String.Output(id="report", display_name="report", tooltip="The known part of every frame, and what "
+                                                                               "the hero's memory gave."),
+                VideoMemoryIO.Output(id="memory_after", display_name="video memory",
+                                     tooltip="The hero's memory after this clip, for the next one and for Save Clip."),
+                io.Int.Output(id="clip_frame", display_name="first frame",
+                              tooltip="Frame of the path of the latent's first one, for Update Spatial Memory: with a "
+                                      "video memory what the film has already is left out."),
             ],
         )
 
     @classmethod
     def execute(cls, model, vae, positive, spatial_memory, camera_path, seed: int, first_frame: int, latents: int,
-                trust: float, steps: int, cfg: float, negative=None, start_image=None) -> io.NodeOutput:
+                trust: float, steps: int, cfg: float, negative=None, start_image=None,
+                video_memory=None) -> io.NodeOutput:
         progress = node_progress(0, node_id(cls))
-        samples, reading = sample_in_place(SpatialRequest(
+        clip = sample_in_place(SpatialRequest(
             model, vae, positive, negative, spatial_memory, camera_path, seed, first_frame, latents, start_image, trust,
-            steps, cfg, progress))
-        report = "\n".join(coverage_lines(reading, film_frames(first_frame, latents)))
+            steps, cfg, progress, video_memory))
+        report = "\n".join((*clip.lines, *coverage_lines(clip.reading, film_frames(first_frame, latents))))
         progress.say(report)
-        return io.NodeOutput({"samples": samples}, sum(reading.coverage) / latents, report, ui={"text": (report,)})
+        return io.NodeOutput(clip.samples, sum(clip.reading.coverage) / latents, report, clip.hero, clip.first_frame,
+                             ui={"text": (report,)})
 
 
 NODES = [SpatialClipSampler]

@@ -48,16 +48,21 @@ def film_frames(first_frame: int, latents: int) -> tuple[int, ...]:
     return tuple(first_frame + TEMPORAL_STRIDE * i for i in range(latents))
 
 
-def make_look(latents: torch.Tensor, depth: torch.Tensor, mask: torch.Tensor | None, first_frame: int,
-              asked: str) -> Look:
-    """A Look of latents [C, T, h, w], a depth IMAGE and a MASK, of every frame of the clip or of every fourth."""
+def make_look(latents: torch.Tensor, depth: torch.Tensor, mask: torch.Tensor | None, first_frame: int, asked: str,
+              confidence: torch.Tensor | None = None) -> Look:
+    """A Look of latents [C, T, h, w], a depth IMAGE and MASKs, of every frame of the clip or of every fourth."""
     count = latents.shape[1]
     depth = _every_fourth(depth[..., 0], count, "depth", asked)
-    if mask is not None:
-        mask = mask[None] if mask.ndim == 2 else mask
-        mask = mask.expand(count, -1, -1) if len(mask) == 1 else _every_fourth(mask, count, "mask", asked)
-    return Look(latents, depth.to("cpu", torch.float32), film_frames(first_frame, count),
-                None if mask is None else mask.to("cpu", torch.float32))
+    masks = {name: _mask_of_clip(value, count, name, asked) for name, value in
+             (("mask", mask), ("confidence", confidence)) if value is not None}
+    return Look(latents, depth.to("cpu", torch.float32), film_frames(first_frame, count), **masks)
+
+
+def _mask_of_clip(mask: torch.Tensor, latents: int, name: str, asked: str) -> torch.Tensor:
+    """[T, H, W] float32 on the CPU; one picture stands for all frames."""
+    mask = mask[None] if mask.ndim == 2 else mask
+    mask = mask.expand(latents, -1, -1) if len(mask) == 1 else _every_fourth(mask, latents, name, asked)
+    return mask.to("cpu", torch.float32)
 
 
 def _every_fourth(pictures: torch.Tensor, latents: int, name: str, asked: str) -> torch.Tensor:

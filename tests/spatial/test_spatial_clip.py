@@ -18,14 +18,15 @@ PATH = path_from_text("truck 1.2 in 1\nback", WIDTH, HEIGHT, 8.0, 60.0)
 SIZES = {"vace": (16, 8), "ti2v": (48, 16)}
 
 
-def place(kind):
+def place(kind, path=PATH):
+    """Seen by the first camera of a path."""
     from pack.nodes.common.digest import patcher_key
 
     channels, stride = SIZES[kind]
     h, w = HEIGHT // stride, WIDTH // stride
     latents = torch.randn(channels, 1, h, w, generator=torch.Generator().manual_seed(5)).half().float()
     empty = empty_memory(channels, h, w, patcher_key(decoder(kind).patcher))
-    return write(empty, Look(latents, torch.full((1, HEIGHT, WIDTH), 2.0), (0,)), PATH)
+    return write(empty, Look(latents, torch.full((1, HEIGHT, WIDTH), 2.0), (0,)), path)
 
 
 def decoder(kind):
@@ -56,7 +57,7 @@ def watched(kind):
 
 
 def test_ti2v_keeps_what_is_known_and_makes_the_holes():
-    latent, coverage, report = sample("ti2v")
+    latent, coverage, report, _, _ = sample("ti2v")
     reading = read(place("ti2v"), PATH, (0, 4, 8))
     assert 0 < coverage < 1 and coverage == pytest.approx(1 - float(reading.holes.float().mean()))
     made, known = latent["samples"][0], ~reading.holes
@@ -91,7 +92,7 @@ def test_vace_is_shown_the_place_where_it_is_known_and_gray_in_holes():
     from comfy_extras.nodes_wan import WanVaceToVideo
 
     clone, taken = watched("vace")
-    latent, coverage, _ = sample("vace", model=clone, trust=0.7)
+    latent, coverage, *_ = sample("vace", model=clone, trust=0.7)
     cond, reading = taken[0][0], read(place("vace"), PATH, (0, 4, 8))
     control, mask = cond["vace_frames"][0][0], cond["vace_mask"][0][0]
     with torch.inference_mode():

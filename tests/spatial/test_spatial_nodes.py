@@ -106,6 +106,39 @@ def test_a_budget_is_kept_by_update(vae):
     assert "0 were merged away" not in report and "merged in cells" in report
 
 
+def test_where_points_are_merged_the_most_trusted_one_stays(vae):
+    """Without confidence the look from nearer by would win: here it is not trusted, except in its right half."""
+    trusted = torch.ones(1, HEIGHT, WIDTH)
+    memory = lift(vae, confidence=0.5 * trusted)[0]
+    assert torch.equal(memory.confidence, torch.full_like(memory.confidence, 0.5))
+    clip = torch.randn(1, memory.channels, 1, memory.height, memory.width)
+    doubtful = 0.1 * trusted
+    doubtful[..., WIDTH // 2 :] = 0.9
+    nearer = {"depth": depth() - 0.005, "first_frame": 4}
+    tight = memory.nbytes * 1.02 / 2**20
+    after, _ = update(vae, memory, clip, confidence=doubtful[0], budget_mb=tight, camera_path=camera("hold in 1")[0],
+                      **nearer)
+    left = after.points[:, 0] < -0.3
+    right = after.points[:, 0] > 0.3
+    assert after.voxel > 0 and float((after.frames[left] == 0).float().mean()) > 0.9  # a cell may hold one point alone
+    assert float((after.frames[right] == 4).float().mean()) > 0.9
+    without, _ = update(vae, lift(vae)[0], clip, budget_mb=tight, camera_path=camera("hold in 1")[0], **nearer)
+    assert float((without.frames[without.points[:, 0] < -0.3] == 4).float().mean()) > 0.6
+
+
+def test_confidence_is_read_per_frame_and_refused_where_it_does_not_fit(vae):
+    memory = lift(vae)[0]
+    clip = torch.zeros(1, memory.channels, 3, memory.height, memory.width)
+    every = (torch.arange(9).view(9, 1, 1) / 8).expand(9, HEIGHT, WIDTH)
+    after, _ = update(vae, memory, clip, depth=depth(9), confidence=every)
+    per_frame = [after.confidence[len(memory):][after.frames[len(memory):] == frame] for frame in (0, 4, 8)]
+    assert [float(values.max()) for values in per_frame] == [0.0, 0.5, 1.0]
+    with pytest.raises(ValueError, match=r"confidence for 3 latents.*2 frames"):
+        update(vae, memory, clip, confidence=every[:2])
+    with pytest.raises(ValueError, match="confidence of another size"):
+        update(vae, memory, clip, confidence=every[..., :64])
+
+
 def test_depth_without_a_scale_is_fitted_and_reported(vae):
     memory = lift(vae)[0]
     clip = torch.zeros(1, memory.channels, 1, memory.height, memory.width)
