@@ -13,8 +13,12 @@ export function addStyles() {
   if (!document.querySelector(`link[href="${href}"]`)) document.head.append(make("link", { rel: "stylesheet", href }));
 }
 
+const MARGIN = 10; // that the classic renderer leaves above and below a DOM widget
+
 /** A DOM widget of one height that is stored neither in the workflow nor in the prompt. */
 export function addPanel(node, name, element, height) {
+  element.classList.add("videomemory-panel");
+  element.style.minHeight = `${height - 2 * MARGIN}px`; // Nodes 2.0 gives no height
   const widget = node.addDOMWidget(name, `videomemory_${name}`, element, {
     serialize: false, hideOnZoom: false, getMinHeight: () => height, getMaxHeight: () => height, getValue: () => "", setValue: () => {},
   });

@@ -80,11 +80,16 @@ def sizes(memory: VideoMemory) -> dict[str, int]:
              "prompts": _bytes(prompts.values()),
              "pictures": _bytes([memory.overlap, anchor and anchor.frame])}
     for kv in caches(memory):
-        packed = kv.layers[0].k
-        place = "file" if kv.in_file else "RAM" if packed.data.device.type == "cpu" else "VRAM"
-        name = f"K/V {_precision(packed.precision, packed.data.dtype)} in {place}"
+        name = stored_as(kv)
         found[name] = found.get(name, 0) + kv.nbytes
     return {name: count for name, count in found.items() if count}
+
+
+def stored_as(kv: BlockKV) -> str:
+    """Precision and place of a cache that has layers: "K/V int8 in RAM"."""
+    packed = kv.layers[0].k
+    place = "file" if kv.in_file else "RAM" if packed.data.device.type == "cpu" else "VRAM"
+    return f"K/V {_precision(packed.precision, packed.data.dtype)} in {place}"
 
 
 def film_seconds(memory: VideoMemory) -> float:

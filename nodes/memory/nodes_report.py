@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from ..common.compat import VideoMemoryIO, field, io, node_id, node_progress, schema, ui
 from .bridge import frame_maker, model_note
+from .bridge_pictures import save_pictures
 from .contents import require_memory
 from .report import memory_report
 from .sheet import draw_sheet
+from .strip import STRIP, strip_of
 
 
 class MemoryReport(io.ComfyNode):
@@ -44,7 +46,8 @@ class MemoryReport(io.ComfyNode):
         progress.say(text)
         image = draw_sheet(sheet)
         shown = ui.PreviewImage(image, cls=cls).as_dict()
-        return io.NodeOutput(image, text, ui={**shown, "text": (text,)})
+        strip = strip_of(sheet, save_pictures([tile.picture for tile in sheet.tiles]))
+        return io.NodeOutput(image, text, ui={**shown, "text": (text,), STRIP: (strip,)})
 
 
 NODES = [MemoryReport]

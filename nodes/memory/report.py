@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 
 from ..common.progress import SILENT, Progress
-from ..common.types import TEMPORAL_STRIDE, VideoMemory
+from ..common.types import TEMPORAL_STRIDE, Anchor, MemoryBlock, VideoMemory
 from ..sampling.presets import find_preset
-from .contents import Remembered, film_seconds, in_words, reference_name, remembered, sizes
+from .contents import Remembered, film_seconds, in_words, reference_name, remembered, sizes, stored_as
 from .drift import colour_distance, direction, latent_distance, mean_lab, statistics_of
 from .sheet import MAX_TILES, Sheet, Tile, evenly, thumbnail
 from .words import RESTING, size
@@ -75,7 +75,15 @@ def _tile(memory: VideoMemory, one: Remembered, picture: torch.Tensor, colour: f
     kv = block.kv
     stored = "no K/V" if kv is None or kv.is_gone else f"K/V {size(kv.nbytes)}"
     return Tile(picture, one.role, block.start * second, (block.start + block.length) * second,
-                f"shot {block.shot + 1}, {stored}", one.distance, colour)
+                f"shot {block.shot + 1}, {stored}", one.distance, colour, _stored(block), block.text)
+
+
+def _stored(block: MemoryBlock) -> str:
+    """How a chunk's keys and values are held, with those of the negative prompt."""
+    held = [kv for kv in (block.kv, block.negative_kv) if kv is not None and not kv.is_gone]
+    if not held:
+        return "no K/V: made again from the latents"
+    return f"{stored_as(held[0])}, {size(sum(kv.nbytes for kv in held))}"
 
 
 def _frame_tiles(memory: VideoMemory) -> tuple[tuple[Tile, ...], str]:
@@ -83,15 +91,21 @@ def _frame_tiles(memory: VideoMemory) -> tuple[tuple[Tile, ...], str]:
     if memory.anchor is None:
         return (), ""
     start, frame_s, end = mean_lab(memory.anchor.frame), 1 / memory.spec.fps, film_seconds(memory)
-    tiles = [Tile(thumbnail(memory.anchor.frame), "anchor", 0.0, frame_s, "the film's first frame", 0.0, 0.0)]
+    tiles = [Tile(thumbnail(memory.anchor.frame), "anchor", 0.0, frame_s, "the film's first frame", 0.0, 0.0,
+                  f"picture and latents, {size(_anchor_bytes(memory.anchor))}")]
     statistics = memory.anchor.mean, memory.anchor.std
     newest = None if memory.tail is None else latent_distance(statistics, statistics_of([memory.tail]))
     count = len(memory.overlap)
     for i, frame in enumerate(memory.overlap):
         at = end - (count - i) * frame_s
         tiles.append(Tile(thumbnail(frame), "overlap", at, at + frame_s, f"{i + 1} of {count} before the next clip",
-                          newest if i == count - 1 else None, colour_distance(start, mean_lab(frame))))
+                          newest if i == count - 1 else None, colour_distance(start, mean_lab(frame)),
+                          f"picture, {size(frame.nbytes)}", memory.text))
     return tuple(tiles), direction(start, mean_lab(memory.overlap[-1]))
+
+
+def _anchor_bytes(anchor: Anchor) -> int:
+    return anchor.frame.nbytes + anchor.latents.nbytes
 
 
 def _drift_line(tiles: tuple[Tile, ...], memory: VideoMemory, words: str) -> str:

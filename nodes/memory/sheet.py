@@ -31,7 +31,8 @@ FULL_DISTANCE, FULL_COLOUR = 0.5, 20.0  # full length of the drift bars, unless 
 @dataclass(frozen=True)
 class Tile:
     """One remembered chunk or frame. picture: uint8 [h, w, 3]. start_s, end_s: its place in the film. caption: a line.
-    distance, colour: drift from the reference (memory.drift), None where it is not known."""
+    distance, colour: drift from the reference (memory.drift), None where it is not known. stored: precision, place and
+    size of what is held. prompt: in words, "" where nobody told it."""
 
     picture: torch.Tensor
     role: str
@@ -40,6 +41,8 @@ class Tile:
     caption: str = ""
     distance: float | None = None
     colour: float | None = None
+    stored: str = ""
+    prompt: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from pack.nodes.memory.latent_memory import make_anchor, remember
 from pack.nodes.memory.report import memory_report
 from pack.nodes.memory.sheet import COLOURS, MARGIN, MAX_TILES, PAPER, TRACK, WIDTH, draw_sheet, evenly, thumbnail
 from pack.nodes.memory.state import begin_clip, commit, empty_memory, end_clip
+from pack.nodes.memory.strip import strip_of
+from pack.nodes.memory.words import size
 from pack.nodes.sampling.presets import memory_spec
 
 GRID = Geometry(4, 2, 3)
@@ -113,6 +116,32 @@ def test_frames_of_a_latent_memory_are_shown_as_they_are():
     assert int(sheet.tiles[0].picture.max()) == 0 and int(sheet.tiles[-1].picture.min()) == 255
     assert sheet.tiles[-1].colour == pytest.approx(100) and sheet.tiles[-1].distance is not None
     assert sheet.tiles[-1].end_s == pytest.approx(1.0) and "lighter" in text and "connect the VAE" not in text
+
+
+def test_the_strip_tells_of_every_chunk_what_it_is_and_what_it_takes(tmp_path):
+    memory = film((HERO, 3, 0), (SEA, 1, 0), precision="int8")
+    memory = replace(memory, blocks=(*memory.blocks[:-1], replace(memory.blocks[-1], kv=None, text="by the sea")))
+    sheet = memory_report(memory, frame_of, False)[0]
+    files = [{"filename": f"{i}.png"} for i in range(3)]
+    strip = strip_of(sheet, files)
+    assert json.loads(json.dumps(strip)) == strip and strip["title"] == sheet.title
+    assert strip["sizes"] == [f"{name}: {words}" for name, _, words in sheet.sizes] and len(strip["sizes"]) == 3
+    chunks = strip["chunks"]
+    assert [(one["role"], one["start_s"], one["end_s"]) for one in chunks] == [
+        ("sink", 0.0, 1.5), ("window", 3.0, 4.5), ("window", 4.5, 6.0)]
+    kept = f"K/V int8 in RAM, {size(cache('int8').nbytes)}"
+    assert [one["stored"] for one in chunks] == [kept, kept, "no K/V: made again from the latents"]
+    assert [one["prompt"] for one in chunks] == ["", "", "by the sea"]
+    assert [one["picture"] for one in chunks] == files and chunks[0]["means"] == "kept for ever"
+    saved = load_memory(save_memory(memory, tmp_path / "m.safetensors"))
+    assert strip_of(memory_report(saved, frame_of, False)[0], files)["chunks"][0]["stored"].startswith("K/V int8 in file")
+
+
+def test_the_strip_of_a_latent_memory_has_pictures_in_place_of_keys_and_values():
+    sheet = memory_report(replace(latent_film(), text="a road"), frame_of, False)[0]
+    chunks = strip_of(sheet, [{}] * 6)["chunks"]
+    assert chunks[0]["stored"] == f"picture and latents, {size(32 * 48 * 3 + 4 * 2 * 2 * 4)}"
+    assert chunks[1]["stored"] == f"picture, {size(32 * 48 * 3)}" and chunks[1]["prompt"] == "a road"
 
 
 def test_pictures_are_made_one_chunk_at_a_time_and_can_be_stopped():
