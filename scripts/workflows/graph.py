@@ -1,7 +1,8 @@
 """Turns a list of nodes into a workflow file (format 0.4), in the form in which the graph editor saves it.
 
 Inputs, outputs and the order of widgets come from the /object_info of a running ComfyUI, so that a renamed input stops
-the build. Sizes follow the editor's own sums: 20 pixels a socket, 24 a widget.
+the build. Sizes follow the editor's own sums: 20 pixels a socket, 24 a widget; Nodes 2.0 takes 28 a widget and more
+below them (measured in frontend 1.58.1), and the room between nodes is made for that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ PACKS = {True: {"cnr_id": "videomemory", "ver": "0.1.0"}, False: {"cnr_id": "com
 WIDTH, GAP, TOP, ROW = 380, 40, 80, 480  # pixels
 ROOM = {"VideoMemoryPromptSchedule": 420, "VideoMemoryBudgetGate": 240, "VideoMemoryRenderShort": 200,
         "VideoMemoryMemoryReport": 200, "CLIPTextEncode": 140, "LoadImage": 280}  # for texts, pictures and panels
+GROWS = {"VideoMemoryPersistentMemory": 60, "VideoMemoryAssembleShort": 300, "SaveVideo": 300, "PreviewImage": 260,
+         "PreviewAny": 100}  # what a run adds below: a text, a film
+VIEW = {"scale": 0.6, "offset": [120, 160]}  # beside and below the editor's own bars
 EDITOR_ONLY = {"LoadImage": ["image"]}  # values of widgets that the editor adds
 NOTE = "MarkdownNote"
 
@@ -51,7 +55,7 @@ def workflow(name: str, nodes: list[Node], notes: dict[int, str], object_info: d
              for node in all_nodes]
     return {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"videomemory/{name}")), "revision": 0,
             "last_node_id": len(all_nodes), "last_link_id": len(links), "nodes": saved, "links": links,
-            "groups": groups, "config": {}, "extra": {"ds": {"scale": 0.6, "offset": [60, 60]}}, "version": 0.4}
+            "groups": groups, "config": {}, "extra": {"ds": VIEW}, "version": 0.4}
 
 
 def _sockets(kind: str, object_info: dict) -> list[dict]:
@@ -128,14 +132,19 @@ def _saved(node: Node, number: int, order: int, place: tuple, taken: dict, objec
             "widgets_values": _values(node, object_info)}
 
 
-def _height(node: Node, object_info: dict) -> int:
+def _height(node: Node, object_info: dict, widget: int = 24, below: int = 14) -> int:
     if node.kind == NOTE:
         return 260
     sockets = _sockets(node.kind, object_info)
     plain = sum("widget" not in one for one in sockets)
     widgets = len(_values(node, object_info))
-    return (max(plain, len(object_info[node.kind]["output"]), 1) * 20 + widgets * 24 + (14 if widgets else 6)
+    return (max(plain, len(object_info[node.kind]["output"]), 1) * 20 + widgets * widget + (below if widgets else 6)
             + ROOM.get(node.kind, 0))
+
+
+def _reach(node: Node, object_info: dict) -> int:
+    """How far down a node comes in the roomier renderer, after a run."""
+    return _height(node, object_info, widget=28, below=38) + GROWS.get(node.kind, 0)
 
 
 def _layout(nodes: list[Node], notes: dict[int, str], object_info: dict) -> tuple[dict, list]:
@@ -148,9 +157,8 @@ def _layout(nodes: list[Node], notes: dict[int, str], object_info: dict) -> tupl
         for node in [*members, replace(Node(f"note{group}", NOTE, group), row=-1)]:
             is_note = node.kind == NOTE
             y = max(bottoms) if is_note else TOP + node.row * ROW if node.row >= 0 else bottoms[node.lane]
-            height = _height(node, object_info)
-            places[node.key] = (x + node.lane * (WIDTH + GAP), y, height)
-            bottoms[node.lane] = y + height + 2 * GAP
+            places[node.key] = (x + node.lane * (WIDTH + GAP), y, _height(node, object_info))
+            bottoms[node.lane] = y + _reach(node, object_info) + 2 * GAP
         width = lanes * (WIDTH + GAP)
         groups.append({"id": group, "title": title, "bounding": [x - 20, 10, width, max(bottoms) - 2 * GAP + 10],
                        "color": "#3f789e", "font_size": 24, "flags": {}})
