@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from workflows.graph import workflow  # noqa: E402
 
-from workflows import clips, films  # noqa: E402
+from workflows import clips, films, places  # noqa: E402
 
 WORKFLOWS = {
     "demo_toyworld": films.demo_toyworld,
@@ -31,6 +31,7 @@ WORKFLOWS = {
     "clip_14b_i2v_12gb": clips.clip_14b_i2v_12gb,
     "short_1080p_16gb": films.short_1080p_16gb,
     "short_30s_24gb_long_memory": films.short_30s_24gb_long_memory,
+    "world_walk_720p_12gb": places.world_walk_720p_12gb,
 }
 
 

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.workflow_api import WIDGET_TYPES, widget_names
+from harness.workflow_api import BYPASSED, WIDGET_TYPES, widget_names
 
 GROUPS = {1: "1. Load", 2: "2. Plan", 3: "3. Write", 4: "4. Render", 5: "5. Finish"}
 PACKS = {True: {"cnr_id": "videomemory", "ver": "0.1.0"}, False: {"cnr_id": "comfy-core", "ver": "0.3.75"}}
@@ -30,7 +30,8 @@ class Node:
     """One node: its group (1 to 5), widgets that differ from their defaults, and {input: "key.output number"}.
 
     models: (file, link, folder) of each file that the editor may offer to fetch. lane, row: place within a group that
-    is wider than one node; row -1 = below the node before it in its lane.
+    is wider than one node; row -1 = below the node before it in its lane. is_bypassed: it only hands on what comes in,
+    until somebody switches it on.
     """
 
     key: str
@@ -42,6 +43,7 @@ class Node:
     lane: int = 0
     row: int = -1
     title: str = ""
+    is_bypassed: bool = False
 
 
 def workflow(name: str, nodes: list[Node], notes: dict[int, str], object_info: dict) -> dict:
@@ -116,7 +118,7 @@ def _links(nodes: list[Node], numbers: dict[str, int], object_info: dict) -> tup
 def _saved(node: Node, number: int, order: int, place: tuple, taken: dict, object_info: dict) -> dict:
     x, y, height = place
     base = {"id": number, "type": node.kind, "pos": [x, y], "size": [WIDTH, height], "flags": {}, "order": order,
-            "mode": 0}
+            "mode": BYPASSED if node.is_bypassed else 0}
     if node.kind == NOTE:
         return {**base, "inputs": [], "outputs": [], "title": "About this step", "properties": {},
                 "widgets_values": _values(node, object_info), "color": "#432", "bgcolor": "#653"}

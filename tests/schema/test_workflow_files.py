@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytestmark = pytest.mark.comfy
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
-CORE = {"VAELoader", "CLIPVisionLoader", "LoadImage", "CLIPTextEncode", "PreviewAny", "PreviewImage", "SaveVideo"}
+CORE = {"VAELoader", "CLIPVisionLoader", "LoadImage", "CLIPTextEncode", "PreviewAny", "PreviewImage", "SaveVideo",
+        "ImageScale", "VAEDecodeTiled"}
 NOTE = "MarkdownNote"  # the editor's own
 GROUPS = ["1. Load", "2. Plan", "3. Write", "4. Render", "5. Finish"]
 WITH_THE_PACK = ("toyworld_", "rife_v4.26")
 PUBLISHED = {
     "demo_toyworld", "resume_and_reroll", "compare_quantization", "short_30s_720p_12gb",
     "short_30s_720p_12gb_unrolled", "short_30s_i2v_character_12gb", "short_30s_wan22_ti2v_latent_memory_12gb",
-    "short_30s_wan21_1.3b_causal_8gb", "clip_14b_i2v_12gb", "short_1080p_16gb", "short_30s_24gb_long_memory"}
+    "short_30s_wan21_1.3b_causal_8gb", "clip_14b_i2v_12gb", "short_1080p_16gb", "short_30s_24gb_long_memory",
+    "world_walk_720p_12gb"}
 
 
 def load(path: Path) -> dict:
@@ -47,7 +50,10 @@ def test_widget_values_fit_the_widgets(path, node_classes):
     for node in load(path)["nodes"]:
         if node["type"] not in schemas:
             continue
-        widgets = [one for one in schemas[node["type"]].inputs if hasattr(one, "default")]
+        widgets = []
+        for one in schemas[node["type"]].inputs:
+            after = getattr(one, "control_after_generate", None)
+            widgets += [one] * hasattr(one, "default") + [SimpleNamespace(id="then", default="fixed")] * bool(after)
         assert len(node["widgets_values"]) == len(widgets), node["type"]
         for widget, value in zip(widgets, node["widgets_values"], strict=True):
             is_number = isinstance(widget.default, (int, float))
@@ -104,3 +110,33 @@ def test_the_memory_goes_from_each_unrolled_clip_to_the_next():
     for before, save in zip(samplers, comes_from[1:], strict=False):
         link = next(slot["link"] for slot in save["inputs"] if slot["name"] == "memory")
         assert links[link][1] == before["id"]
+
+
+def test_the_place_and_the_hero_go_from_the_first_walk_to_the_second():
+    """With Update switched on the place takes what clip 1 showed; bypassed, it goes by as it was lifted."""
+    saved = load(next(path for path in WORKFLOWS if path.stem == "world_walk_720p_12gb"))
+    nodes, links = ({one["id"]: one for one in saved["nodes"]}, {link[0]: link for link in saved["links"]})
+
+    def source(node, name):
+        return nodes[links[next(slot["link"] for slot in node["inputs"] if slot["name"] == name)][1]]
+
+    walks = [one for one in nodes.values() if one["type"] == "VideoMemorySpatialClipSampler"]
+    assert [source(one, "spatial_memory")["type"] for one in walks] == ["VideoMemoryLiftSpatial",
+                                                                        "VideoMemoryUpdateSpatial"]
+    assert [source(one, "video_memory")["type"] for one in walks] == ["VideoMemoryBudgetGate", "VideoMemorySaveClip"]
+    update = source(walks[1], "spatial_memory")
+    assert update["mode"] == 4 and source(update, "latent") == walks[0] == source(update, "first_frame")
+    assert source(update, "spatial_memory") == source(walks[0], "spatial_memory")
+    assert source(source(walks[1], "video_memory"), "memory") == walks[0]
+
+
+def test_the_walk_stays_on_its_camera_path():
+    from pack.nodes.spatial.cameras import path_from_text
+
+    saved = load(next(path for path in WORKFLOWS if path.stem == "world_walk_720p_12gb"))
+    walks = [one["widgets_values"] for one in saved["nodes"] if one["type"] == "VideoMemorySpatialClipSampler"]
+    moves, width, height, fps, *_ = next(one for one in saved["nodes"] if one["type"] == "VideoMemoryCameraPath")[
+        "widgets_values"]
+    frames = len(path_from_text(moves, width, height, fps, 60.0))
+    (_, _, first, latents, *_), (_, _, then, again, *_) = walks
+    assert (first, then) == (0, 4 * (latents - 1)) and then + 4 * (again - 1) == frames - 1
