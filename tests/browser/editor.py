@@ -60,6 +60,11 @@ def load(page, name: str) -> dict:
     return bundled(name)
 
 
+def use_nodes_2(page, on: bool) -> None:
+    """Switch to Nodes 2.0 or back to the classic canvas."""
+    page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", on)
+
+
 def type_into(page, kind: str, name: str, text: str) -> object:
     """Type into a number or a line of text of the only node of that kind, on the classic canvas; the value after it."""
     page.mouse.dblclick(*page.evaluate(VALUE_PLACE, [kind, name]))
