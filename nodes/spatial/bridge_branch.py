@@ -1,14 +1,12 @@
 """The VACE branch that Mirage's training code saves: read, quantised on the way where that is asked, and kept.
 
-Source: arXiv 2606.09828 and its authors' code (wan_video_vace.py, train.py): `vace_patch_embedding` and `vace_blocks`,
-full blocks on every second layer. A branch is kept with its model, so that the chunks of a film read no file again.
+A branch is kept with its model, so that the chunks of a film read no file again. Source of its layout: branch.py.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,18 +20,13 @@ from comfy.ldm.wan.model import VaceWanAttentionBlock
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
 from ..loading.codecs import is_part_of_stored
-from ..loading.families import WAN
-from ..loading.formats import Checkpoint, read_header
+from ..loading.formats import Checkpoint
 from ..loading.plan import MIN_BYTES, LayerPlan, plan_layers
 from ..loading.report import describe_load, describe_original
 from ..loading.streaming import read_weights
+from .branch import CONTEXTS, PATCH, count_blocks, read_branch
 
 ASKED = "Mirage Branch: file"
-PREFIXES = ("module.", "model.", "_fsdp_wrapped_module.", "pipe.vace.", "vace.")
-PATCH, BLOCKS = "vace_patch_embedding.", "vace_blocks."
-CONTEXTS = (49, 96, 97)  # 48 of the place; 96: and 48 of a white film; 49, 97: and one that marks where all is zero
-FAMILY = replace(WAN, title="Mirage branch", markers=(f"{PATCH}weight", f"{BLOCKS}0.before_proj.weight"))
-
 _KEPT: WeakKeyDictionary[Any, tuple[tuple, tuple[Any, str]]] = WeakKeyDictionary()  # a model -> its branch
 
 
@@ -55,13 +48,17 @@ class Branch(torch.nn.Module):
     def channels(self) -> int:
         return self.vace_patch_embedding.in_channels
 
-    def hints(self, x: torch.Tensor, place: torch.Tensor, **how: Any) -> dict[int, torch.Tensor]:
-        """layer -> [B, S, dim], from the tokens x without references and the place [1, channels, T + P, h, w]."""
+    def hints(self, x: torch.Tensor, place: torch.Tensor, **how: Any) -> Iterator[torch.Tensor]:
+        """[B, S, dim] per layer of `layers`, one at a time: all fifteen would take 0.9 GB at 1280x704.
+
+        x: [B, S, dim], the tokens of layer 0 without references. place: [1, channels, T + P, h, w].
+        """
         c = self.vace_patch_embedding(place.to(x)).flatten(2).transpose(1, 2).expand(len(x), -1, -1)
-        found = {}
-        for layer, block in zip(self.layers, self.vace_blocks, strict=True):
-            found[layer], c = block(c, x, **how)
-        return found
+        for block in self.vace_blocks:
+            hint, c = block(c, x, **how)
+            x = None  # the first block alone reads it
+            yield hint
+            del hint
 
 
 def branch_of(path: str, model: Any, weights: str = "original", min_bytes: int = MIN_BYTES,
@@ -89,7 +86,7 @@ def load_branch(path: str, model: Any, weights: str = "original", min_bytes: int
     inner = model.model.diffusion_model
     checkpoint = _recognise(path, inner)
     patch = checkpoint.tensors[f"{PATCH}weight"]
-    sizes = inner, _count_blocks(checkpoint.tensors), patch.shape[1]
+    sizes = inner, count_blocks(checkpoint.tensors), patch.shape[1]
     like = Branch(*sizes, comfy.ops.manual_cast, checkpoint.dtype, "meta")
     _refuse_other_tensors(checkpoint, {name: tuple(part.shape) for name, part in like.state_dict().items()})
     linears = {f"{name}.weight" for name, part in like.named_modules() if isinstance(part, torch.nn.Linear)}
@@ -105,17 +102,15 @@ def load_branch(path: str, model: Any, weights: str = "original", min_bytes: int
 
 
 def _recognise(path: str, inner: Any) -> Checkpoint:
-    header = read_header(path)
-    tensors = {_bare(name): tensor for name, tensor in header.tensors.items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith((PATCH, BLOCKS))}
-    patch, blocks = tensors.get(f"{PATCH}weight"), _count_blocks(tensors)
+    checkpoint = read_branch(path)
+    patch, blocks = checkpoint.tensors.get(f"{PATCH}weight"), count_blocks(checkpoint.tensors)
     is_branch = patch is not None and patch.shape[0] == inner.dim and patch.shape[1] in CONTEXTS
     if not is_branch or not 0 < blocks <= len(inner.blocks):
         raise ValueError(message(ASKED, f"{blocks} blocks, patch embedding "
                                  f"{None if patch is None else tuple(patch.shape)}",
                                  f"a VACE branch of Mirage's training code: {inner.dim} wide, {CONTEXTS} channels in",
                                  "Choose the branch that was trained for this model."))
-    return Checkpoint(Path(path), FAMILY, tensors, header.metadata, header.note)
+    return checkpoint
 
 
 def _refuse_other_tensors(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -140,13 +135,3 @@ def _layers(model: Any, plan: LayerPlan) -> tuple[Any, Any]:
             "a MODEL of Load Diffusion Model (NF4) with nf4, int8 or nf4_int8; or an unquantised branch",
             "Load the model with that node, or set branch weights to original."))
     return operations, type(model)
-
-
-def _count_blocks(names: Mapping[str, Any]) -> int:
-    return len({name.split(".")[1] for name in names if name.startswith(BLOCKS)})
-
-
-def _bare(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = next(name[len(prefix):] for prefix in PREFIXES if name.startswith(prefix))
-    return name

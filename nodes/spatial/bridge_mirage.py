@@ -64,26 +64,28 @@ class _Mirage:
 
     def _hooked(self, options: dict, blocks: int, lead: int, positions: torch.Tensor) -> dict:
         replaced = dict(options.get("patches_replace", {}))
-        before, hints = dict(replaced.get("dit", {})), {}
+        before, hints = dict(replaced.get("dit", {})), []
         hooks = {("double_block", i): self._hook(i, hints, lead, positions, before.get(("double_block", i)))
                  for i in range(blocks)}
         return {**options, "patches_replace": {**replaced, "dit": {**before, **hooks}}}
 
-    def _hook(self, layer: int, hints: dict, lead: int, positions: torch.Tensor,
+    def _hook(self, layer: int, hints: list, lead: int, positions: torch.Tensor,
               before: Callable | None) -> Callable[[dict, dict], dict]:
+        """hints: of this forward; the first layer puts the branch's iterator there."""
         branch, around = self.branch.model, self.around
 
         def block(args: dict, extra: dict) -> dict:
             args = {**args, "pe": positions}
             first = lead * (args["img"].shape[1] // args["vec"].shape[1])
             if layer == 0:
-                hints.update(branch.hints(
+                hints.append(branch.hints(
                     args["img"][:, first:], around.place, context=args["txt"], e=args["vec"][:, lead:],
                     freqs=positions[:, first:], transformer_options=args["transformer_options"]))
+            hint = next(hints[0]) if layer in branch.layers else None
             out = extra["original_block"](args) if before is None else before(args, extra)
-            if layer in hints:
+            if hint is not None:
                 image = out["img"].clone()
-                image[:, first:] += hints.pop(layer) * around.strength
+                image[:, first:].add_(hint, alpha=around.strength)
                 out = {**out, "img": image}
             return out
 

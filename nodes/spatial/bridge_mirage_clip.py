@@ -21,11 +21,11 @@ from ..common.types import TEMPORAL_STRIDE
 from ..sampling.solvers import UniPC
 from .bridge_mirage import Surroundings, with_branch
 from .cloud import Reading, read
-from .references import choose_references, visible_cells
+from .references import PRECEDING, choose_references, visible_cells
 from .requests import film_frames
 from .values import CameraPath, SpatialMemory
 
-PRECEDING, SHIFT, FIRST_SIGMA = 2, 5.0, 0.999
+SHIFT, FIRST_SIGMA = 5.0, 0.999
 
 
 @dataclass(frozen=True)

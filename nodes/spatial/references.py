@@ -12,6 +12,7 @@ from .cloud import on_picture, to_camera
 from .values import CameraPath, SpatialMemory
 
 VOXEL, THRESHOLD, MOST = 0.1, 0.04, 4
+PRECEDING = 2  # latents before a chunk that stand behind it
 
 
 def visible_cells(memory: SpatialMemory, path: CameraPath, frames: tuple[int, ...],
