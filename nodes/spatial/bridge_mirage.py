@@ -8,12 +8,17 @@ lengthens the sequence and hooks the blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from comfy.patcher_extension import WrappersMP
+
+from ..common.compat import compute_dtype
+from .costs import mirage_bytes
 
 KEY = "videomemory_mirage"
 
@@ -37,7 +42,25 @@ def with_branch(model: Any, branch: Any, around: Surroundings) -> Any:
     clone = model.clone()
     clone.set_additional_models(KEY, [branch])
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _Mirage(branch, around))
+    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, partial(_make_room, around))
     return clone
+
+
+def _make_room(around: Surroundings, executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any,
+               **kwargs: Any) -> Any:
+    """ComfyUI estimates the target alone: the shape is lengthened by what stands beside it and by the branch."""
+    batch, channels, target, *size = noise_shape
+    rows, columns = _grid(model.model.diffusion_model, size)
+    beside = around.references.shape[2] + around.preceding.shape[2]
+    shape = [batch, channels, target + beside, *size]
+    branch = mirage_bytes(target, rows * columns, model.model.diffusion_model.dim, compute_dtype(model).itemsize)
+    shape[2] += math.ceil(branch / max(1.0, model.memory_required(shape) / shape[2]))
+    return executor(model, shape, conds, *args, **kwargs)
+
+
+def _grid(inner: Any, size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of tokens of a latent of (h, w)."""
+    return tuple(-(-length // patch) for length, patch in zip(size, inner.patch_size[1:], strict=True))
 
 
 class _Mirage:
@@ -94,7 +117,7 @@ class _Mirage:
 
 def _positions(inner: Any, lead: int, rest: int, size: tuple[int, int], x: torch.Tensor) -> torch.Tensor:
     """Rotations of [references | rest], in float32 whatever the model computes in."""
-    rows, columns = (-(-length // patch) for length, patch in zip(size, inner.patch_size[1:], strict=True))
+    rows, columns = _grid(inner, size)
 
     def ids(times: torch.Tensor, down: int) -> torch.Tensor:
         axes = torch.meshgrid(times, torch.arange(rows) + down, torch.arange(columns), indexing="ij")

@@ -100,6 +100,23 @@ def test_core_moves_the_packed_branch_as_a_model_of_its_own(tmp_path):
     assert {type(one.model) for one in comfy.model_management.loaded_models()} >= {type(packed.model)}
 
 
+def test_comfyui_makes_room_for_what_stands_beside_the_target(tmp_path):
+    """Its own estimate is of the target alone."""
+    from comfy.patcher_extension import WrappersMP
+    from pack.nodes.spatial.bridge_mirage import KEY, with_branch
+    from pack.nodes.spatial.costs import mirage_bytes
+
+    main, asked = packed_model(tmp_path), []
+    packed, _ = load(branch_file(tmp_path), main, "original")
+    patched = with_branch(main, packed, surroundings(references=2, preceding=1))
+    make_room = patched.get_wrappers(WrappersMP.PREPARE_SAMPLING, KEY)[0]
+    make_room(lambda model, shape, conds: asked.append(shape), patched, (1, 48, T, 44, 80), {})
+    batch, channels, latents, *size = asked[0]
+    assert (batch, channels, size) == (1, 48, [44, 80])
+    beside = main.memory_required(asked[0]) - main.memory_required([1, 48, T + 3, 44, 80])
+    assert latents > T + 3 and beside >= mirage_bytes(T, 880, 128, 4)
+
+
 def test_a_packed_branch_needs_a_model_whose_layers_are_packed(tmp_path):
     with pytest.raises(ValueError, match=r"weights nf4 for this MODEL.*Load Diffusion Model \(NF4\)"):
         load(branch_file(tmp_path), model("ti2v"), "nf4")
