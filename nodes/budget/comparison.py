@@ -21,7 +21,7 @@ def comparison_table(plan: RenderPlan, measured: Mapping[str, Record]) -> str:
         vram = record.measured_bytes if record else 0
         off = f"{(vram - cost.live_bytes) / max(1, cost.live_bytes) * 100:+.1f} %" if vram else NOT_MEASURED
         lines.append(f"{PHASE_NAMES[cost.phase]:<14}{gb(cost.live_bytes):>11}{_cell(vram):>11}{off:>10}"
-                     f"{gb(_ram(cost, record)):>12}{_cell(record.measured_ram_bytes if record else 0):>12}"
+                     f"{_cell(_ram(cost, record)):>12}{_cell(record.measured_ram_bytes if record else 0):>12}"
                      f"{f'{record.seconds:.1f}' if record else NOT_MEASURED:>9}")
     lines += ["", "VRAM: what tensors take at the peak. RAM: by how much the process grows.", _coverage(plan, measured)]
     return "\n".join(lines)
@@ -44,7 +44,7 @@ def bars(plan: RenderPlan, measured: Mapping[str, Record]) -> tuple[Bar, ...]:
 
 def _coverage(plan: RenderPlan, measured: Mapping[str, Record]) -> str:
     if not measured:
-        return "Nothing was measured with this plan yet: run Clip Sampler, Save Clip or Interpolate Frames with it."
+        return "Nothing was measured with this plan yet: run Clip Sampler, Save Clip and Assemble Short with it."
     if any(record.measured_bytes for record in measured.values()):
         return f"Measured on {plan.card or 'this machine'}; kept on this machine, and used for the next plan."
     return f"VRAM is not measured on {plan.card or 'this device'}: only RAM and seconds are."

@@ -127,7 +127,8 @@ def decode_cost(job: Job) -> PhaseCost:
     vae = job.vae
     if vae.kind == CORE:
         frames = TEMPORAL_STRIDE * job.clip_latents * 3 * job.width * job.height
-        return _phase("decode", {"weights": vae.weight_bytes, "decode": vae.core_bytes}, 2 * frames * FLOAT32,
+        ram = 2 * frames * FLOAT32 + ffv1_ram_bytes(job.width * job.height)
+        return _phase("decode", {"weights": vae.weight_bytes, "decode": vae.core_bytes}, ram,
                       int(frames / 3 * WAN["ffv1_bytes_per_pixel"]) + latents_bytes(job))
     pixels = decoded_side(job, job.width) * decoded_side(job, job.height)
     values = vae.dim * pixels * vae.dtype_bytes
@@ -136,7 +137,7 @@ def decode_cost(job: Job) -> PhaseCost:
     frames, area = frame_count(job.clip_latents, CONTEXT_LATENTS), job.width * job.height
     buffer = _tiled_ram_bytes(job, frames) if job.decode_tile_px else 0
     memory = kept_bytes(job)
-    ram = memory + buffer + parked + 2 * TEMPORAL_STRIDE * 3 * area * FLOAT32
+    ram = memory + buffer + parked + TEMPORAL_STRIDE * 3 * area * FLOAT32 + ffv1_ram_bytes(area)
     disk = int(frames * area * WAN["ffv1_bytes_per_pixel"]) + latents_bytes(job) + memory
     return _phase("decode", {"weights": vae.weight_bytes, "decode": int((DECODE_VALUES[vae.kind] - saved) * values)},
                   ram, disk)
@@ -151,9 +152,18 @@ def interpolation_cost(job: Job) -> PhaseCost:
 
 
 def encode_cost(job: Job) -> PhaseCost:
-    """x264 on the CPU: its frames in 4:2:0 (1.5 bytes a pixel) and the ones on their way to it."""
-    area = job.width * job.height
-    return _phase("encode", {}, int(WAN["encoder_frames"] * 1.5 * area) + TEMPORAL_STRIDE * 3 * area * FLOAT32)
+    """H.264 on the CPU, streamed; H.265 and AV1 take more."""
+    return _phase("encode", {}, h264_ram_bytes(job.width * job.height))
+
+
+def h264_ram_bytes(area: int) -> int:
+    """RAM of x264 at work on frames of so many pixels: its own in 4:2:0, those on their way to it, its tables."""
+    return int(WAN["encoder_frames"] * 1.5 * area + WAN["encoder_bytes"]) + TEMPORAL_STRIDE * 3 * area * FLOAT32
+
+
+def ffv1_ram_bytes(area: int) -> int:
+    """RAM of the lossless writer, with the frames on their way to it."""
+    return int(WAN["ffv1_ram_bytes_per_pixel"] * area + WAN["encoder_bytes"])
 
 
 def _phase(phase: str, parts: dict[str, int], ram_bytes: int = 0, disk_bytes: int = 0) -> PhaseCost:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,52 +28,66 @@ class Watch:
 
 
 @contextmanager
-def watched(plan: RenderPlan | None, phase: str, device: torch.device, folder: Path,
+def watched(plan: RenderPlan | None, phases: str | tuple[str, ...], device: torch.device, folder: Path,
             others: Callable[[], int] = lambda: 0, room: Callable[[], int] | None = None) -> Iterator[Watch]:
-    """Measure what happens inside. Without a plan, nothing is measured; after an error but for full memory, nothing is
-    kept.
+    """Measure what happens inside: one phase, or several at once. Without a plan, nothing is measured; after an error
+    but for full memory, nothing is kept.
 
     others: bytes of VRAM that other models take. room: bytes that can be had, asked at the beginning: other programs
     may have come since the plan was made. folder: where the records lie.
     """
-    watch = Watch()
-    cost = None if plan is None else next((cost for cost in plan.phases if cost.phase == phase), None)
-    if cost is None:
+    watch, names = Watch(), (phases,) if isinstance(phases, str) else phases
+    costs = [] if plan is None else [cost for cost in plan.phases if cost.phase in names]
+    if not costs:
         yield watch
         return
     is_card = device.type == "cuda"
-    late = crowded(cost, room()) if room is not None and is_card else ""
+    late = crowded(costs[0], room()) if room is not None and is_card else ""
     if is_card:
         torch.cuda.reset_peak_memory_stats(device)
     before, started = others() if is_card else 0, time.monotonic()
 
-    def measured_bytes() -> int:
-        """Of the phase alone. Models that were moved away while it ran may lie in the peak: then at least so much."""
+    def kept(seconds: float) -> str:
+        """Models moved away in a phase that left its plan may lie in the peak: then it took at least so much."""
         beside = others() if watch.follows_plan else max(before, others())
-        return max(0, torch.cuda.max_memory_allocated(device) - beside) if is_card else 0
+        peak = max(0, torch.cuda.max_memory_allocated(device) - beside) if is_card else 0
+        return _keep(plan, costs, watch, _Measured(peak, ram.grown_bytes, seconds), folder, is_card)
 
     try:
         with _RamPeak() as ram:
             yield watch
     except torch.OutOfMemoryError:
         watch.follows_plan = False
-        _keep(plan, cost, watch, measured_bytes(), ram.grown_bytes, 0.0, folder, is_card)
+        kept(0.0)
         raise
-    taken = time.monotonic() - started
-    watch.sentence = " ".join(filter(None, (
-        late, _keep(plan, cost, watch, measured_bytes(), ram.grown_bytes, taken, folder, is_card))))
+    watch.sentence = " ".join(filter(None, (late, kept(time.monotonic() - started))))
 
 
-def _keep(plan: RenderPlan, cost: PhaseCost, watch: Watch, peak: int, ram: int, seconds: float, folder: Path,
+@dataclass(frozen=True)
+class _Measured:
+    vram_bytes: int
+    ram_bytes: int
+    seconds: float
+
+
+def _keep(plan: RenderPlan, costs: list[PhaseCost], watch: Watch, measured: _Measured, folder: Path,
           is_card: bool) -> str:
-    """Put what was measured into the records; what to say about it. Time is not known of what left its plan."""
-    predicted = unlearned_bytes(cost)
-    if not watch.follows_plan and peak <= predicted:
-        return ""
-    record = Record(plan.card, family_of(plan.model), cost.phase, plan_key(plan), predicted, peak,
-                    _expected_ram(cost, is_card), ram, seconds if watch.follows_plan else 0.0, watch.units)
-    failure = add_record(folder / FILE, record)
-    return " ".join(filter(None, (in_words(record), failure)))
+    """Put what was measured into the records; what to say about it.
+
+    Of phases that work at once those with a part on the card get its peak, the last one RAM. Of what left its plan only
+    a peak above the prediction is kept, and no time.
+    """
+    said = []
+    for cost in costs:
+        predicted, is_last = unlearned_bytes(cost), cost is costs[-1]
+        if not watch.follows_plan and measured.vram_bytes <= predicted:
+            continue
+        ram = (sum(_expected_ram(one, is_card) for one in costs), measured.ram_bytes) if is_last else (0, 0)
+        record = Record(plan.card, family_of(plan.model), cost.phase, plan_key(plan), predicted,
+                        measured.vram_bytes if predicted else 0, *ram,
+                        measured.seconds if watch.follows_plan else 0.0, watch.units)
+        said += [in_words(record), add_record(folder / FILE, record)]
+    return " ".join(filter(None, said))
 
 
 def crowded(cost: PhaseCost, room_bytes: int) -> str:

@@ -82,6 +82,12 @@ def user_folder() -> Path:
     return Path(folder_paths.get_user_directory()) / "videomemory"
 
 
+def models_bytes(device: Any) -> int:
+    """Bytes that ComfyUI's models hold on a device."""
+    return int(sum(loaded.model_loaded_memory() for loaded in comfy.model_management.current_loaded_models
+                   if loaded.device == device and loaded.model is not None))
+
+
 def other_models_bytes(device: Any, own: Any) -> int:
     """Bytes that models other than the one of this patcher hold on a device."""
     return sum(int(loaded.model_loaded_memory()) for loaded in comfy.model_management.current_loaded_models
@@ -90,9 +96,7 @@ def other_models_bytes(device: Any, own: Any) -> int:
 
 def available_bytes(device: Any) -> int:
     """Bytes of a device that are free, or held by models that ComfyUI can move off it."""
-    held = (loaded.model_loaded_memory() for loaded in comfy.model_management.current_loaded_models
-            if loaded.device == device and loaded.model is not None)
-    return int(comfy.model_management.get_free_memory(device)) + int(sum(held))
+    return int(comfy.model_management.get_free_memory(device)) + models_bytes(device)
 
 
 def model_facts(model: Any) -> ModelFacts:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ..common.compat import PromptTimelineIO, field, io, schema
+from functools import partial
+
+from ..budget.watch import watched
+from ..common.compat import PromptTimelineIO, RenderPlanIO, field, io, models_bytes, schema, user_folder
 from ..common.errors import message
-from ..common.types import PromptTimeline
+from ..common.types import PromptTimeline, RenderPlan
 from .timeline import check_seconds, clip_text, parse_scenes, preview, resolve
 
 DEFAULT_IDENTITY = "a blue circle hero with a green hat"
@@ -86,6 +89,8 @@ class PromptForClip(io.ComfyNode):
                 field(PromptTimelineIO, "timeline", tooltip="From Re-anchor Prompt Schedule."),
                 field(io.Int, "clip_index", default=0, min=0, max=9999,
                       tooltip="Which clip of the film; the first one is 0."),
+                field(RenderPlanIO, "plan", optional=True,
+                      tooltip="From VRAM Budget Gate: what encoding the text takes is then measured beside it."),
             ],
             outputs=[
                 io.Conditioning.Output(id="positive", display_name="positive",
@@ -95,12 +100,14 @@ class PromptForClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, timeline: PromptTimeline, clip_index: int) -> io.NodeOutput:
+    def execute(cls, clip, timeline: PromptTimeline, clip_index: int, plan: RenderPlan | None = None) -> io.NodeOutput:
         text = clip_text(timeline, clip_index)
         if clip is None:
             raise ValueError(message("Prompt for Clip needs a text encoder", clip, "a CLIP from a text encoder loader",
                                      "Connect Load Text Encoder (NF4); this checkpoint may not contain one."))
-        encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        device = clip.patcher.load_device
+        with watched(plan, "text", device, user_folder(), partial(models_bytes, device)):
+            encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         return io.NodeOutput([[tokens, {**extra, "videomemory_text": text}] for tokens, extra in encoded], text)
 
 

@@ -88,7 +88,8 @@ def expand(add: AddNode, sources: Sources, timeline: PromptTimeline, choices: Se
 def _sample(add: AddNode, i: int, sources: Sources, timeline: PromptTimeline, text: str, seed: int,
             memory: Link) -> Callable[[int], Link]:
     alone = timeline._replace(identity="", hero="", scenes=(), clip_texts=(text,))
-    prompt = add("VideoMemoryPromptForClip", f"clip{i:02}_prompt", clip=sources.clip, timeline=alone, clip_index=0)
+    prompt = add("VideoMemoryPromptForClip", f"clip{i:02}_prompt", clip=sources.clip, timeline=alone, clip_index=0,
+                 plan=sources.plan)
     if i and not sources.carry_memory:
         memory = add("VideoMemoryForget", f"clip{i:02}_forget", memory=memory)(0)
     return add("VideoMemoryClipSampler", f"clip{i:02}_sample", model=sources.model, memory=memory, positive=prompt(0),

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import folder_paths
+import torch
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl
 
-from ..common.compat import RenderPlanIO, RifeModelIO, VideoClipsIO, field, io, node_id, node_progress, schema, ui
+from ..budget.watch import Watch, watched
+from ..common.compat import (
+    RenderPlanIO,
+    RifeModelIO,
+    VideoClipsIO,
+    field,
+    io,
+    node_id,
+    node_progress,
+    other_models_bytes,
+    schema,
+    ui,
+    user_folder,
+)
 from ..common.errors import message
 from ..common.types import RenderPlan, VideoClips
 from .bridge import disk_errors
 from .codecs import CODECS, require_encoder
 from .encode import write_mp4
 from .intermediates import INTERMEDIATES, located, settle
-from .stream import SEAMS, Tally, film_frames, film_report, plan_film
+from .stream import SEAMS, FilmPlan, Tally, film_frames, film_report, plan_film
 
 FILE_NAME_BYTES = 200  # file systems take 255; a number and an ending are added
 
@@ -94,8 +110,10 @@ class AssembleShort(io.ComfyNode):
                 filename_prefix, output, film.width, film.height)
             path = Path(folder) / f"{name}_{counter:05}_.mp4"
             frames = film_frames(film, rife and rife.stream(*size, batch), progress, tally, seams)
-            write_mp4(path, frames, film.target_fps, crf, audio, cls.workflow_text(), codec)
-        report = film_report(film, tally, rife is not None) + settle(records, intermediates, progress)
+            with _watched(plan, rife, film) as watch:
+                write_mp4(path, frames, film.target_fps, crf, audio, cls.workflow_text(), codec)
+        report = " ".join(filter(None, (
+            film_report(film, tally, rife is not None) + settle(records, intermediates, progress), watch.sentence)))
         preview = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)])
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), str(path), report, ui=preview)
 
@@ -106,6 +124,15 @@ class AssembleShort(io.ComfyNode):
             return {}
         found = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
         return {name: json.dumps(value) for name, value in found.items() if value is not None}
+
+
+def _watched(plan: RenderPlan | None, rife, film: FilmPlan) -> AbstractContextManager[Watch]:
+    """RIFE and the encoder work at once; a plan speaks of frames of its own size."""
+    fits = plan is not None and (film.width, film.height) == (plan.width, plan.height)
+    device = torch.device("cpu") if rife is None else rife.patcher.load_device
+    others = (lambda: 0) if rife is None else partial(other_models_bytes, device, rife.patcher)
+    return watched(plan if fits else None, ("encode",) if rife is None else ("interpolation", "encode"), device,
+                   user_folder(), others)
 
 
 def _check_prefix(filename_prefix: str | None) -> bool | str:

@@ -13,6 +13,7 @@ from pack.nodes.budget.cost_model import (
     Job,
     VaeFacts,
     decode_cost,
+    ffv1_ram_bytes,
     forward_bytes,
     kept_bytes,
     memory_bytes,
@@ -258,4 +259,4 @@ def test_svd_denoises_frames():
 def test_what_comfyui_decodes_costs_its_own_estimate():
     cost = decode_cost(latent(HUNYUAN, "hunyuan_i2v", (1280, 720), 8, CORE_VAE))
     assert dict(cost.parts) == {"weights": GIB // 4, "decode": 2 * GIB}
-    assert cost.ram_bytes == 2 * 32 * 3 * 1280 * 720 * 4
+    assert cost.ram_bytes == 2 * 32 * 3 * 1280 * 720 * 4 + ffv1_ram_bytes(1280 * 720)

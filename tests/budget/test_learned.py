@@ -208,6 +208,21 @@ def test_memory_that_ran_out_teaches_only_that_more_was_taken_than_predicted(tmp
     assert clip_seconds([record], "a card", plan()) == 0
 
 
+def test_phases_at_once_share_one_measurement(tmp_path):
+    """RIFE's part is on the card, what both take of RAM is one number."""
+    with watched(plan(), ("interpolation", "encode"), CPU, tmp_path):
+        held = mmap.mmap(-1, 64 * MIB)
+        held.write(bytes(64 * MIB))
+    held.close()
+    both = {record.phase: record for record in read_records(tmp_path / "budget.json")}
+    assert set(both) == {"interpolation", "encode"}
+    assert both["interpolation"].measured_ram_bytes == both["interpolation"].predicted_ram_bytes == 0
+    costs = {cost.phase: cost for cost in plan().phases}
+    assert both["encode"].predicted_ram_bytes == (costs["interpolation"].ram_bytes + costs["encode"].ram_bytes
+                                                  + costs["interpolation"].live_bytes)  # no card: it lies in RAM
+    assert both["encode"].measured_ram_bytes > 50 * MIB
+
+
 def test_what_did_not_follow_its_plan_to_the_end_is_not_kept(tmp_path):
     with watched(plan(), "sampling", CPU, tmp_path) as watch:
         watch.follows_plan = False

@@ -56,6 +56,24 @@ def test_prompt_for_clip_refuses_an_index_outside_the_film(prompt_nodes):
         prompt_nodes.PromptForClip.execute(None, timeline, 9)
 
 
+def test_what_encoding_takes_is_measured_beside_a_plan(prompt_nodes, toyworld, tmp_path, monkeypatch):
+    import folder_paths
+    import torch
+    from pack.nodes.budget.learned import read_records
+    from pack.nodes.common.types import MemorySpec, PhaseCost, RenderPlan
+    from pack.nodes.loading.bridge_text import load_text_encoder
+
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    plan = RenderPlan(96, 96, 2, MemorySpec("toyworld", 8.0, 3, 3, 6), 0, 1, 0,
+                      (PhaseCost("text", 2**20, 2**20, parts=(("activations", 2**20),)),), (), card="a card")
+    clip, _ = load_text_encoder(str(toyworld / "toyworld_te_fp16.safetensors"), "original")
+    timeline = prompt_nodes.PromptSchedule.execute(**VALUES).result[0]
+    without, measured = (prompt_nodes.PromptForClip.execute(clip, timeline, 0, each).result for each in (None, plan))
+    assert torch.equal(without[0][0][0], measured[0][0][0])
+    (record,) = read_records(tmp_path / "videomemory" / "budget.json")
+    assert (record.phase, record.card) == ("text", "a card") and record.seconds > 0
+
+
 def test_prompt_for_clip_encodes_as_core_does(prompt_nodes, toyworld):
     import torch
     from pack.nodes.loading.bridge_text import load_text_encoder

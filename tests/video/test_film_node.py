@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pack.nodes.common.types import MemorySpec, RenderPlan, VideoClips
+from pack.nodes.common.types import MemorySpec, PhaseCost, RenderPlan, VideoClips
 from pack.nodes.video.codecs import CODECS
 from pack.nodes.video.encode import read_frames, write_ffv1
 from pack.nodes.video.run_folder import RunFolder
@@ -101,6 +101,22 @@ def test_the_plan_says_how_many_frames_are_made_at_once(nodes_film, clips, rife,
     seen.clear()
     assemble(nodes_film, clips, rife=rife, target_fps=16.0, plan=replace(PLAN, interpolation_batch=1), seams="off")
     assert set(seen) == {1}
+
+
+def test_what_the_film_takes_is_measured_beside_its_plan(nodes_film, clips, rife, tmp_path, monkeypatch):
+    """RIFE and the encoder with it; a film of another size is not what was planned."""
+    import folder_paths
+    from pack.nodes.budget.learned import read_records
+
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    phases = (PhaseCost("interpolation", 2**20, 2**20, parts=(("activations", 2**20),)), PhaseCost("encode", 0, 2**20))
+    plan, file = replace(PLAN, phases=phases), tmp_path / "videomemory" / "budget.json"
+    assemble(nodes_film, clips, plan=plan, enlarge=2)
+    assert read_records(file) == ()
+    assemble(nodes_film, clips, plan=plan)
+    assert [record.phase for record in read_records(file)] == ["encode"]
+    assemble(nodes_film, clips, rife=rife, plan=plan)
+    assert [record.phase for record in read_records(file)] == ["encode", "interpolation", "encode"]
 
 
 def test_a_full_card_costs_speed_and_not_the_film(nodes_film, clips, rife, monkeypatch):
