@@ -1,12 +1,15 @@
-// Film strip on Render Short: a picture per clip that is on disk, and a button that asks for it again.
+// Film strip on Render Short: a picture per clip on disk, how it goes together with the others, a button that asks for it
+// again, and how long the film will take.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addPanel, addStyles, lookEvery, make } from "./page.js";
+import { FilmView } from "./film/view.js";
+import { addPanel, addStyles, lookEvery } from "./page.js";
 
 const NODE = "VideoMemoryRenderShort";
-const HEIGHT = 150;
+const HEIGHT = 196;
 const LOOK_MS = 2000;
+const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
 
 app.registerExtension({
   name: "VideoMemory.FilmStrip",
@@ -15,49 +18,52 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     const widgetOf = (name) => node.widgets.find((widget) => widget.name === name);
-    const strip = make("ol", { className: "videomemory-strip", tabIndex: 0, ariaLabel: "Clips of the film" });
-    const status = make("p", { role: "status" });
-    addPanel(node, "film_strip", make("div", { className: "videomemory-film" }, status, strip), HEIGHT);
-    let [shown, busy] = ["", false];
+    const view = new FilmView((clip) => askAgain(clip, widgetOf));
+    addPanel(node, "film_strip", view.element, HEIGHT);
+    followProgress(node, view);
+    let [shown, scored, busy] = ["", "", false];
     lookEvery(node, LOOK_MS, async () => {
-      if (busy || document.hidden || !strip.isConnected) return;
+      if (busy || document.hidden || !view.element.isConnected) return;
       busy = true;
-      const state = await stateOf(widgetOf).catch(() => ({ clips: [], name: "", again: "" }));
-      busy = false;
-      if (JSON.stringify(state) === shown) return;
-      shown = JSON.stringify(state);
-      status.textContent = summary(state);
-      strip.replaceChildren(...state.clips.map((clip) => frameOf(clip, state, widgetOf)));
+      try {
+        const state = await stateOf(widgetOf);
+        if (JSON.stringify(state) !== shown) view.showClips(state);
+        shown = JSON.stringify(state);
+        const pictures = state.name + state.clips.map((clip) => clip.picture);
+        if (pictures !== scored && state.clips.some((clip) => clip.picture)) view.showScores(await ask("scores", state.name));
+        scored = pictures;
+      } finally {
+        busy = false;
+      }
     });
   },
 });
 
 async function stateOf(widgetOf) {
   const name = String(widgetOf("run_name")?.value ?? "");
-  const answer = await api.fetchApi(`/videomemory/run?name=${encodeURIComponent(name)}`);
-  const { clips = [] } = await answer.json();
   const kind = widgetOf("regenerate")?.value ?? "none";
-  return { name, clips, again: kind === "none" ? "" : `${kind} ${widgetOf("regenerate_clip").value}` };
+  return { name, clips: await ask("run", name, "clips"), again: kind === "none" ? "" : `${kind} ${widgetOf("regenerate_clip").value}` };
 }
 
-function summary({ clips, again }) {
-  const done = clips.filter((clip) => clip.status === "done");
-  if (!clips.length) return "No clip of this run is on disk yet.";
-  const timed = done.filter((clip) => clip.seconds > 0);
-  const mean = timed.reduce((sum, clip) => sum + clip.seconds, 0) / timed.length;
-  const words = `${done.length} of ${clips.length} clips on disk are finished${timed.length ? `, ${mean.toFixed(1)} s each` : ""}.`;
-  return again ? `${words} The next run makes again: ${again}.` : words;
+/** The list that a route of the server gives for this run; empty where there is none, or no server. */
+async function ask(route, name, key = route) {
+  const answer = await api.fetchApi(`/videomemory/${route}?name=${encodeURIComponent(name)}`).catch(() => null);
+  return (await answer?.json().catch(() => null))?.[key] ?? [];
 }
 
-function frameOf(clip, { name }, widgetOf) {
-  const number = clip.index + 1;
-  const source = api.apiURL(`/videomemory/frame?name=${encodeURIComponent(name)}&clip=${clip.index}&v=${clip.picture}`);
-  const picture = clip.picture ? make("img", { src: source, alt: `Clip ${number}: ${clip.note}`, loading: "lazy" })
-    : make("div", { className: "videomemory-blank", textContent: clip.status });
-  const again = make("button", { type: "button", textContent: "Again", ariaLabel: `Make clip ${number} again`,
-    title: "The next run makes this clip again with another seed and keeps the others" });
-  again.addEventListener("click", () => askAgain(number, widgetOf));
-  return make("li", { title: clip.note }, picture, make("span", { textContent: `${number}${clip.take > 1 ? ` (take ${clip.take})` : ""}` }), again);
+/** Show what the server says under the node while it makes the film: the clip, the chunk and the time that is left. */
+function followProgress(node, view) {
+  const isOurs = (id) => String(id) === String(node.id) || String(id).endsWith(`:${node.id}`);
+  const said = ({ detail }) => isOurs(detail.nodeId) && view.showProgress(detail.text);
+  const ended = () => view.showProgress("");
+  api.addEventListener("progress_text", said);
+  for (const event of ENDS) api.addEventListener(event, ended);
+  const { onRemoved } = node;
+  node.onRemoved = function removed(...rest) {
+    api.removeEventListener("progress_text", said);
+    for (const event of ENDS) api.removeEventListener(event, ended);
+    return onRemoved?.apply(this, rest);
+  };
 }
 
 /** Set the node's own inputs; nothing is queued. */

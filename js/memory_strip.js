@@ -6,7 +6,7 @@ import { MemoryView } from "./memory/view.js";
 import { addPanel, addStyles, lookEvery } from "./page.js";
 
 const NODE = "VideoMemoryMemoryReport";
-const HEIGHT = 250;
+const HEIGHT = 264;
 const WIDTH = 420; // of a new node: three chunks side by side
 const LOOK_MS = 400;
 

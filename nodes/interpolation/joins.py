@@ -147,6 +147,15 @@ class EvenJoins(Straight):
         return [next(made) if t else window[index] for index, t in steps]
 
 
+def measure(clip: int, before: Sequence[torch.Tensor], behind: Sequence[torch.Tensor], motion: Motion,
+            is_cut: bool = False) -> Seam:
+    """The join before clip `clip`, as the clips have it. before, behind: up to REACH + 1 frames on each side of it."""
+    join = Join(clip, len(before), 0, len(before) + len(behind), is_cut)
+    path = EvenJoins([join], motion, None, [])
+    path(Step(len(before), 0.0), FrameWindow([*before, *behind]))
+    return path.seams[0]
+
+
 def faded(frames: Iterable[torch.Tensor], joins: Sequence[Join], motion: Motion,
           seams: list[Seam]) -> Iterator[torch.Tensor]:
     """Yield the clips' frames with the joins cross-faded: REACH frames on each side, the film's length unchanged.

@@ -35,11 +35,21 @@ def latent_distance(a: Statistics, b: Statistics) -> float:
 
 def mean_lab(pictures: torch.Tensor) -> torch.Tensor:
     """Mean CIE Lab of sRGB pictures [..., 3], uint8 or float 0..1: float64 [3], L in 0..100."""
+    return _lab(pictures).mean(0)
+
+
+def look_of(pictures: torch.Tensor) -> torch.Tensor:
+    """Mean CIE Lab and contrast (spread of L) of pictures as mean_lab takes them: float64 [4]."""
+    lab = _lab(pictures)
+    return torch.cat((lab.mean(0), lab[:, 0].std(correction=0, keepdim=True)))
+
+
+def _lab(pictures: torch.Tensor) -> torch.Tensor:
     rgb = pictures.double() / (255 if pictures.dtype == torch.uint8 else 1)
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = linear.reshape(-1, 3) @ torch.tensor(_XYZ_OF_RGB, dtype=torch.double).T / torch.tensor(_WHITE)
     x, y, z = torch.where(xyz > _STEP**3, xyz.clamp(min=0) ** (1 / 3), xyz / (3 * _STEP**2) + 4 / 29).unbind(1)
-    return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), 1).mean(0)
+    return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), 1)  # [pixels, 3]
 
 
 def colour_distance(a: torch.Tensor, b: torch.Tensor) -> float:

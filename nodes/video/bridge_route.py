@@ -1,9 +1,11 @@
-"""What the film strip in the graph editor asks the server: which clips of a run are there, and a picture of each."""
+"""What the film strip in the graph editor asks the server: the clips of a run, pictures, how they go together."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+from dataclasses import asdict
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -16,20 +18,22 @@ from .encode import read_frames
 from .manifest import Take
 from .places import SUBFOLDER, run_path, run_root
 from .run_folder import RunFolder
+from .scores import ClipFile, drift_score, join_score
 
-RUN, FRAME = "/videomemory/run", "/videomemory/frame"
+RUN, FRAME, SCORES = "/videomemory/run", "/videomemory/frame", "/videomemory/scores"
 SHOWN_FRAME = 8  # the first ones after a hard cut may still show the scene before
 WIDTH = 192  # of a picture, pixels
 
 
 def add_routes() -> None:
-    """Register both routes with ComfyUI's server, where there is one."""
+    """Register the routes with ComfyUI's server, where there is one."""
     from server import PromptServer  # not importable outside ComfyUI's main program
 
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.routes.get(RUN)(get_run)
         server.routes.get(FRAME)(get_frame)
+        server.routes.get(SCORES)(get_scores)
 
 
 async def get_run(request: web.Request) -> web.Response:
@@ -49,6 +53,15 @@ async def get_frame(request: web.Request) -> web.Response:
     except (ValueError, RuntimeError, KeyError, OSError):
         raise web.HTTPNotFound from None
     return web.Response(body=picture, content_type="image/jpeg", headers={"Cache-Control": "no-cache"})
+
+
+async def get_scores(request: web.Request) -> web.Response:
+    """?name= -> {"scores": [...]}, one per finished clip; 404 with a sentence for a run that cannot be read."""
+    try:
+        scores = await asyncio.to_thread(scores_of, request.query.get("name", ""))  # reads frames, which takes its time
+    except (ValueError, RuntimeError) as error:
+        return web.json_response({"scores": [], "message": str(error)}, status=404)
+    return web.json_response({"scores": scores})
 
 
 def newest_takes(run_name: str) -> dict[int, Take]:
@@ -73,6 +86,31 @@ def take_json(take: Take) -> dict[str, Any]:
     video = take.files.get("video")
     return {"index": take.index, "take": take.take, "status": take.status, "note": take.note, "frames": take.frames,
             "fps": take.fps, "seconds": take.seconds, "picture": video.sha256[:16] if video else ""}
+
+
+def scores_of(run_name: str) -> list[dict[str, Any]]:
+    """Of every finished clip its index, "join" with the clip before and "drift" from the film's first clip.
+
+    Both are None where one of the two clips is not there, else a scores.Score as a dict.
+    """
+    clips, scores = clip_files(run_name), []
+    for index, clip in clips.items():
+        join = join_score(clips[index - 1], clip) if index - 1 in clips else None
+        drift = drift_score(clips[0], clip) if index and 0 in clips else None
+        scores.append({"index": index, "join": join and asdict(join), "drift": drift and asdict(drift)})
+    return scores
+
+
+def clip_files(run_name: str) -> dict[int, ClipFile]:
+    """The finished clips whose frames are as they were saved."""
+    run, found = _folder(run_name), {}
+    for index, take in newest_takes(run_name).items():
+        if take.status == "done":
+            with contextlib.suppress(ValueError, RuntimeError):  # without frames, or damaged
+                path = run.file(take, "video")
+                sha256 = take.files["video"].sha256
+                found[index] = ClipFile(index, path, sha256, take.frames, take.fps, take.cuts)
+    return found
 
 
 @lru_cache(maxsize=64)

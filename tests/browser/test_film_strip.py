@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -56,6 +58,47 @@ def test_every_clip_on_disk_is_shown(page, strip):
     assert strip.locator("img").first.get_attribute("alt") == "Clip 1: scene 1"
     assert strip.locator(".videomemory-blank").all_inner_texts() == ["latents"]
     assert strip.locator("p").inner_text() == "3 of 4 clips on disk are finished, 2.5 s each."
+    assert page.errors == []
+
+
+def test_every_clip_says_how_it_goes_with_the_others(page, server, strip):
+    page.wait_for_function("() => document.querySelectorAll('.videomemory-strip li')[2]?.innerText.includes('drift')")
+    scores = server.client.get("/videomemory/scores?name=strip_test")["scores"]
+    assert [one["index"] for one in scores] == [0, 1, 2]  # the last clip has no frames
+    assert [one["join"] and one["join"]["word"] for one in scores] == [None, "hard cut", "hard cut"]
+    assert [one["drift"] and one["drift"]["word"] for one in scores] == [None, "strong", "strong"]
+    rows = strip.locator("li")
+    assert [text.strip() for text in rows.first.locator("small").all_inner_texts()] == ["", ""]
+    for row, one in zip(rows.all()[1:3], scores[1:], strict=True):
+        assert row.locator("small").all_inner_texts() == [
+            f"join: hard cut {one['join']['value']:.2f}", f"drift: strong {one['drift']['value']:.1f}"]
+        assert one["drift"]["note"] in row.locator("small").last.get_attribute("title")
+
+
+def test_while_a_film_is_made_the_time_that_is_left_is_shown(page, strip):
+    page.evaluate(f"""() => {{
+      const find = type => app.graph.nodes.find(n => n.type === type);
+      const set = (type, name, value) => {{ find(type).widgets.find(w => w.name === name).value = value; }};
+      set('VideoMemoryPromptSchedule', 'film_seconds', 6);
+      set('VideoMemoryPromptSchedule', 'scenes', '0-6: {{hero}} waves in the snow');
+      set('VideoMemoryRenderShort', 'run_name', 'strip_made');
+      app.graph.remove(find('VideoMemoryAssembleShort'));
+      const shown = LiteGraph.createNode('PreviewAny');
+      app.graph.add(shown);
+      {RENDER}.connect(2, shown, 0);
+      window.progressSeen = [];
+      new MutationObserver(() => progressSeen.push(document.querySelector('.videomemory-progress').textContent))
+        .observe(document.querySelector('.videomemory-progress'), {{childList: true}});
+      app.queuePrompt(0);
+    }}""")
+    page.wait_for_function("() => window.progressSeen.length > 1 && window.progressSeen.at(-1) === ''", timeout=240_000)
+    seen = page.evaluate("() => window.progressSeen")
+    assert any("clip 1 of 2" in line and "left" not in line for line in seen), "nobody knows before the first chunk"
+    assert re.search(r"clip 2 of 2, .*, about \d+ s left", "\n".join(seen))
+    page.wait_for_function("() => document.querySelectorAll('.videomemory-strip li')[1]?.innerText.includes('drift')",
+                           timeout=30_000)
+    join, drift = strip.locator("li").nth(1).locator("small").all_inner_texts()
+    assert join.startswith("join: smooth ") and drift.startswith("drift: none ")
     assert page.errors == []
 
 

@@ -1,4 +1,4 @@
-"""The memory strip on Memory Report: a film of the toy world is made from the page, and its memory is shown on the node."""
+"""The memory strip on Memory Report: the page makes a film of the toy world, and the node shows its memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.slow]
 
 REPORT = "app.graph.nodes.find(n => n.type === 'VideoMemoryMemoryReport')"
 SCENES = ("walks right in the forest", "jumps by the sea", "walks left in the forest")
-FILM = {  # by type of node; 9 s are six chunks: one in the sink, one brought back, one in the archive, three in the window
+FILM = {  # by type of node; 9 s are six chunks: one in the sink, two in the window, three in the archive
     "VideoMemoryPersistentMemory": {"precision": "int8", "retrieved_seconds": 1.5},
     "VideoMemoryPromptSchedule": {"film_seconds": 9.0, "scenes": "\n".join(
         f"{3 * i}-{3 * i + 3}: {{hero}} {scene}" for i, scene in enumerate(SCENES))},
@@ -35,7 +35,9 @@ BUILD = f"""async ([workflow, film]) => {{
 }}"""
 RENDERER = "(isVue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', isVue)"
 SHOWN = "(count) => document.querySelectorAll('.videomemory-chunks li').length === count"
-PICTURES = "(count) => [...document.querySelectorAll('.videomemory-chunks img')].filter(i => i.naturalWidth > 0).length === count"
+PICTURES = """(count) => [...document.querySelectorAll('.videomemory-chunks img')]
+  .filter(image => image.naturalWidth > 0).length === count"""
+IN_NODES_2 = f"() => document.querySelector(`[data-node-id='${{{REPORT}.id}}'] .videomemory-chunks`)"
 ROLES = ["sink", "archive", "archive", "archive", "window", "window"]
 
 
@@ -92,8 +94,7 @@ def test_the_strip_is_stored_nowhere(page, strip):
 def test_the_strip_is_the_same_in_nodes_2(page, strip):
     page.evaluate(RENDERER, True)
     try:
-        page.wait_for_function(f"() => document.querySelector('[data-node-id=\"' + {REPORT}.id + '\"] .videomemory-chunks')",
-                               timeout=30_000)
+        page.wait_for_function(IN_NODES_2, timeout=30_000)
         page.wait_for_function(SHOWN, arg=6)
         panel, told = page.locator(".videomemory-memory"), page.locator(".videomemory-told")
         inner, outer = panel.bounding_box(), page.locator("[data-node-id]", has=panel).bounding_box()

@@ -98,6 +98,12 @@ def test_every_help_page_belongs_to_a_node(schemas):
     assert pages <= set(schemas)
 
 
+def test_every_help_page_warns_of_three_mistakes():
+    for page in (ROOT / "js" / "docs").glob("*.md"):
+        behind = page.read_text(encoding="utf-8").partition("## Three mistakes\n")[2]
+        assert re.findall(r"^(\d)\. \*", behind, re.MULTILINE) == ["1", "2", "3"], page.name
+
+
 def test_every_picture_of_a_help_page_is_there_and_every_picture_is_shown():
     """Pictures are made by scripts/build_node_pictures.py."""
     folder = ROOT / "js" / "docs"
