@@ -29,6 +29,15 @@ VALUE_PLACE = """([kind, name]) => {
   return [box.left + left, box.top + top];
 }"""
 VALUE = "([kind, name]) => app.graph.nodes.find(n => n.type === kind).widgets.find(w => w.name === name).value"
+LISTEN = """() => {
+  window.heard = [];
+  const names = ['progress', 'executed', 'execution_success', 'execution_error', 'execution_interrupted'];
+  if (!window.listens) for (const name of names) app.api.addEventListener(name, ({detail}) =>
+    window.heard.push({name, node: String(detail.node ?? ''), value: detail.value, output: detail.output ?? {},
+                       message: detail.exception_message ?? ''}));
+  window.listens = true;
+}"""
+ENDED = "() => window.heard.some(event => event.name.startsWith('execution_'))"
 
 
 def bundled(name: str) -> dict:
@@ -72,6 +81,16 @@ def type_into(page, kind: str, name: str, text: str) -> object:
     field.fill(text)
     field.press("Enter")
     return page.evaluate(VALUE, [kind, name])
+
+
+def press_run(page, until: str = ENDED) -> list[dict]:
+    """Press Run and wait for the end, or until something else is true; what the page has heard from the server."""
+    page.evaluate(LISTEN)
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_function(f"() => ({ENDED})() || ({until})()", timeout=240_000)
+    heard = page.evaluate("() => window.heard")
+    assert [event["message"] for event in heard if event["name"] == "execution_error"] == []
+    return heard
 
 
 def screenshot_path(test_id: str) -> Path:

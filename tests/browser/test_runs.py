@@ -6,20 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from .editor import load, type_into
+from .editor import ENDED, load, press_run, type_into
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.slow]
 
 GATE, SCHEDULE, RENDER = "VideoMemoryBudgetGate", "VideoMemoryPromptSchedule", "VideoMemoryRenderShort"
-LISTEN = """() => {
-  window.heard = [];
-  const names = ['progress', 'executed', 'execution_success', 'execution_error', 'execution_interrupted'];
-  if (!window.listens) for (const name of names) app.api.addEventListener(name, ({detail}) =>
-    window.heard.push({name, node: String(detail.node ?? ''), value: detail.value, output: detail.output ?? {},
-                       message: detail.exception_message ?? ''}));
-  window.listens = true;
-}"""
-ENDED = "() => window.heard.some(event => event.name.startsWith('execution_'))"
 STEPS = "() => window.heard.filter(event => event.name === 'progress' && event.node.endsWith('_sample'))"
 PLAYS = """async () => {
   const film = [...document.querySelectorAll('video')].at(-1);
@@ -28,16 +19,6 @@ PLAYS = """async () => {
   return [film.videoWidth, film.videoHeight, film.duration];
 }"""
 FPS, SIZE = 24, (640, 400)  # 128 x 80, enlarged five times
-
-
-def press_run(page, until: str = ENDED) -> list[dict]:
-    """Press Run and wait for the end, or until something else is true; what the page has heard from the server."""
-    page.evaluate(LISTEN)
-    page.get_by_role("button", name="Run", exact=True).click()
-    page.wait_for_function(f"() => ({ENDED})() || ({until})()", timeout=240_000)
-    heard = page.evaluate("() => window.heard")
-    assert [event["message"] for event in heard if event["name"] == "execution_error"] == []
-    return heard
 
 
 def film_of(server, heard: list[dict]) -> tuple[Path, int, tuple[int, int]]:
