@@ -116,6 +116,9 @@ def write(family: str, found: dict[str, float]) -> None:
              "fixed_bytes": "live at that peak whatever the length: text, modulation",
              "parameters": "of the published model, for estimates of time",
              "widest_linear_values": "values of the widest weight, which is dequantised or cast for one use"}
+    path = DATA / f"{family}.json"
+    others = {name: entry for name, entry in json.loads(path.read_text(encoding="utf-8"))["coefficients"].items()
+              if name not in notes}
     content = {
         "family": family,
         "about": f"Traced on ComfyUI's own modules at 1280x720 (SVD: 1024x576), {LAYERS} layers of each kind (SVD: all "
@@ -123,9 +126,9 @@ def write(family: str, found: dict[str, float]) -> None:
         "script": "benchmarks/budget_trace.py --write",
         "coefficients": {
             name: {"value": value, "how": "assumed" if name == "parameters" else "traced", "note": notes[name]}
-            for name, value in (found | {"parameters": PARAMETERS[family]}).items()},
+            for name, value in (found | {"parameters": PARAMETERS[family]}).items()} | others,
     }
-    (DATA / f"{family}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from ..video.decode import wan_decoder_traits
 from .coefficients import known_families
 from .cost_model import CONTEXT_BYTES, CORE, VaeFacts
 from .graph import CARD_BYTES
+from .headers_other import SMALLEST_TILE_LATENTS, SMALLEST_TILE_PX
 from .learned import FILE, Record, read_records
 from .probe import Machine, see_disk, see_ram
 from .probe_card import card_free_bytes, see_card
 
 WAN22_CHANNELS = 48
-SMALLEST_TILE_PX, SMALLEST_TILE_LATENTS = 256, 8  # of VAEs that ComfyUI decodes, as video.bridge_decode falls back to
 
 
 def model_facts_on(model: Any, as_on_card: bool = False) -> ModelFacts:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -22,6 +23,7 @@ from ..loading.formats import Checkpoint, read_checkpoint, read_header
 from ..loading.plan import plan_layers
 from ..loading.text_formats import read_text_encoder
 from .cost_model import VaeFacts
+from .headers_other import core_vae_facts, other_model_facts
 
 HEAD_DIM, WAN_PATCH = 128, (1, 2, 2)  # of every Wan
 WAN22_CHANNELS = 48
@@ -36,24 +38,21 @@ def read_model_facts(path: str | Path, weights: str, compute_bytes: int, cast_by
     """The facts of a diffusion model's file, loaded with `weights` (one of codecs.WEIGHTS).
 
     compute_bytes: per value, of the dtype it computes in. cast_bytes: per value, where a loader casts all weights (fp8:
-    1); 0 = to the compute dtype, files in fp8 stay so when they are loaded as they are. ValueError for anything but a
-    Wan model.
+    1); 0 = to the compute dtype, files in fp8 stay so when they are loaded as they are. ValueError for models that
+    cannot be predicted.
     """
     if weights not in WEIGHTS:
         raise ValueError(message("The loader needs a kind of weights", weights, ", ".join(WEIGHTS),
                                  "Choose one of these."))
     checkpoint = read_checkpoint(path, DIFFUSION_MODELS)
+    tensors, total = checkpoint.tensors, weight_bytes(checkpoint, weights, compute_bytes, cast_bytes)
     if checkpoint.family is not WAN:
-        raise ValueError(message("The plan of this model is known only when the graph runs", checkpoint.family.title,
-                                 "Wan 2.1 and 2.2 models, whose files tell it",
-                                 "Run the graph: the gate stops it before sampling where it does not fit."))
-    tensors = checkpoint.tensors
+        return other_model_facts(checkpoint.family, tensors, total, compute_bytes)
     dim, inputs = tensors["patch_embedding.weight"].shape[:2]
     outputs = tensors["head.head.weight"].shape[0] // math.prod(WAN_PATCH)
     layers = sum(BLOCK.fullmatch(name) is not None for name in tensors)
     return ModelFacts("wan", layers, dim // HEAD_DIM, HEAD_DIM, tensors["blocks.0.ffn.0.weight"].shape[0], WAN_PATCH,
-                      outputs, 16 if outputs == WAN22_CHANNELS else 8,
-                      weight_bytes(checkpoint, weights, compute_bytes, cast_bytes), compute_bytes,
+                      outputs, 16 if outputs == WAN22_CHANNELS else 8, total, compute_bytes,
                       _kind(tensors, inputs, outputs))
 
 
@@ -82,17 +81,23 @@ def lora_bytes(path: str | Path, compute_bytes: int) -> int:
 
 
 def read_vae_facts(path: str | Path, compute_bytes: int) -> VaeFacts:
-    """The facts of a Wan VAE's file, or of the VAE in an all-in-one file; ValueError for any other."""
+    """The facts of a video VAE's file, or of the VAE in an all-in-one file; ValueError for one that is not known."""
     tensors = read_header(path).tensors
     prefix = next((prefix for prefix in VAE_PREFIXES if prefix + VAE_MARKER in tensors), None)
     if prefix is None:
-        raise ValueError(message("VRAM Budget Gate cannot predict this VAE", f"the file {Path(path).name}",
-                                 "the Wan 2.1 and Wan 2.2 VAEs", "Load the VAE that belongs to the checkpoint."))
+        found = filter(None, (core_vae_facts(tensors, prefix, compute_bytes) for prefix in VAE_PREFIXES))
+        return next(found, None) or _unknown_vae(path)
     kind = "wan22" if prefix + WAN22_MARKER in tensors else "wan21"
     own = [header for name, header in tensors.items() if name.startswith((f"{prefix}encoder.", f"{prefix}decoder.",
                                                                           f"{prefix}conv1.", f"{prefix}conv2."))]
     return VaeFacts(kind, tensors[f"{prefix}encoder.conv1.weight"].shape[0], STRIDES[kind],
                     _values(own) * compute_bytes, compute_bytes)
+
+
+def _unknown_vae(path: str | Path) -> NoReturn:
+    raise ValueError(message("VRAM Budget Gate cannot predict this VAE", f"the file {Path(path).name}",
+                             "the VAEs of Wan, HunyuanVideo and Stable Video Diffusion",
+                             "Load the VAE that belongs to the checkpoint."))
 
 
 def _kind(tensors: Mapping[str, TensorHeader], inputs: int, outputs: int) -> str:
