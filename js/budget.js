@@ -3,6 +3,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { signatureOf } from "./budget/changes.js";
 import { BudgetView } from "./budget/view.js";
 import { addPanel, addStyles, lookEvery } from "./page.js";
 
@@ -25,11 +26,10 @@ app.registerExtension({
       busy = true;
       try {
         if (looks++ % CARD_EVERY === 0) await showCard(view);
-        const graph = await graphOf(node);
-        const now = JSON.stringify(graph);
+        const now = signatureOf(app.rootGraph ?? app.graph);
         if (now === seen && now !== asked) {
           asked = now;
-          await showPlan(view, graph);
+          await showPlan(view, await graphOf(node));
         }
         seen = now;
       } finally {

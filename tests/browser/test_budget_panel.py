@@ -53,6 +53,49 @@ def test_another_size_is_another_plan(page, panel):
     assert "256 x 80" in verdict(page, "256 x 80")
 
 
+def test_the_graph_is_turned_into_a_prompt_only_after_a_change(page, panel):
+    """graphToPrompt takes milliseconds on a large graph: not at every look."""
+    verdict(page, "128 x 80")
+    page.wait_for_timeout(2_000)
+    page.evaluate("""() => { window.turned = 0; const { graphToPrompt } = app;
+      app.graphToPrompt = function (...rest) { window.turned += 1; return graphToPrompt.apply(this, rest); }; }""")
+    page.wait_for_timeout(3_000)
+    assert page.evaluate("() => window.turned") == 0
+    change(page, "width", 192)
+    verdict(page, "192 x 80")
+    assert page.evaluate("() => window.turned") == 1
+
+
+SIGNATURE = """async () => (await import('/extensions/ComfyUI-VideoMemory/budget/changes.js'))
+  .signatureOf(app.rootGraph ?? app.graph)"""
+CHANGES = {
+    "value": f"() => {{ {GATE}.widgets.find(w => w.name === 'height').value = 96; }}",
+    "mode": f"() => {{ {GATE}.mode = 4; }}",
+    "link": f"() => {GATE}.disconnectInput('model')",
+    "node": "() => app.graph.remove(app.graph.nodes.find(n => n.type === 'VideoMemoryAssembleShort'))",
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_kind_of_change_is_seen(page, panel, name):
+    before = page.evaluate(SIGNATURE)
+    page.evaluate(f"() => {{ {GATE}.pos = [1, 2]; }}")
+    assert page.evaluate(SIGNATURE) == before, "a place is no change"
+    page.evaluate(CHANGES[name])
+    assert page.evaluate(SIGNATURE) != before
+
+
+def test_a_change_inside_a_subgraph_is_seen(page):
+    page.evaluate(OPEN, bundled("demo_toyworld"))
+    page.evaluate("""() => {
+      const node = app.graph.nodes.find(n => n.type === 'VideoMemoryLoadRife');
+      window.inside = app.graph.convertToSubgraph(new Set([node])).subgraph.nodes[0];
+    }""")
+    before = page.evaluate(SIGNATURE)
+    page.evaluate("() => { window.inside.mode = 4; }")
+    assert page.evaluate(SIGNATURE) != before
+
+
 def test_what_does_not_fit_is_told_with_what_would(page, panel):
     verdict(page, "Fits")
     change(page, "budget_gb", 0.3)
