@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { MemoryView } from "./memory/view.js";
-import { addPanel, addStyles, lookEvery } from "./page.js";
+import { addPanel, addStyles, lookEvery, outputOf } from "./page.js";
 
 const NODE = "VideoMemoryMemoryReport";
 const HEIGHT = 264;
@@ -28,8 +28,3 @@ app.registerExtension({
     });
   },
 });
-
-/** The node's last output: the editor keeps those of nodes inside a subgraph under the subgraph's id. */
-function outputOf(node) {
-  return app.nodeOutputs[node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : node.id];
-}

@@ -1,5 +1,7 @@
 // What the widgets share: elements, the pack's style sheet, and looking at a node again and again.
 
+import { app } from "../../scripts/app.js";
+
 /** An element; `role` and other attributes that are no properties go into `attributes`. */
 export function make(tag, { role, ...properties } = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -14,6 +16,7 @@ export function addStyles() {
 }
 
 const MARGIN = 10; // that the classic renderer leaves above and below a DOM widget
+const PLACE_MS = 400; // until a panel is where its node is
 
 /** A DOM widget of one height that is stored neither in the workflow nor in the prompt. */
 export function addPanel(node, name, element, height) {
@@ -23,10 +26,20 @@ export function addPanel(node, name, element, height) {
     serialize: false, hideOnZoom: false, getMinHeight: () => height, getMaxHeight: () => height, getValue: () => "", setValue: () => {},
   });
   widget.serialize = false;
-  for (const event of ["pointerdown", "wheel", "keydown"]) {
-    element.addEventListener(event, (happened) => happened.stopPropagation()); // the canvas would move the node
-  }
+  const stop = (happened) => happened.stopPropagation(); // the canvas would move the node
+  for (const event of ["pointerdown", "wheel"]) element.addEventListener(event, stop);
+  element.addEventListener("keydown", (pressed) => {
+    if (!pressed.ctrlKey && !pressed.metaKey) stop(pressed); // save, undo and copy are the editor's
+  });
+  element.dataset.panel = name;
+  lookEvery(node, PLACE_MS, () => takePlace(node, element));
   return widget;
+}
+
+/** Nodes 2.0 goes on showing the panel of a node that undo or another workflow has replaced: put the new one there. */
+function takePlace(node, element) {
+  if (element.isConnected || node.graph !== app.canvas?.graph) return;
+  document.querySelector(`[data-node-id="${node.id}"] [data-panel="${element.dataset.panel}"]`)?.replaceWith(element);
 }
 
 /** Call `look` every so often until the node is removed: undo, links and other extensions change values silently. */
@@ -38,4 +51,9 @@ export function lookEvery(node, milliseconds, look) {
     return onRemoved?.apply(this, rest);
   };
   look();
+}
+
+/** The node's last output: the editor keeps those of nodes inside a subgraph under the subgraph's id. */
+export function outputOf(node) {
+  return app.nodeOutputs[node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : node.id];
 }

@@ -11,6 +11,7 @@ from ..common.compat import SpatialMemoryIO, field, io, node_id, node_progress, 
 from ..common.errors import message
 from .cloud import require_points
 from .files import load_spatial, save_spatial
+from .orbit import ORBIT, orbit_of
 from .picture import cloud_pictures
 from .requests import require_spatial, size_line
 
@@ -119,7 +120,8 @@ class SpatialReport(io.ComfyNode):
         require_points(spatial_memory, "Spatial Memory Report")
         views, report = cloud_pictures(spatial_memory), size_line(spatial_memory)
         node_progress(0, node_id(cls)).say(report)
-        return io.NodeOutput(views, report, ui={**ui.PreviewImage(views, cls=cls).as_dict(), "text": (report,)})
+        shown = ui.PreviewImage(views, cls=cls).as_dict()
+        return io.NodeOutput(views, report, ui={**shown, "text": (report,), ORBIT: (orbit_of(spatial_memory),)})
 
 
 def _place_path(file: str) -> str:

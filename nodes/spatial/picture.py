@@ -62,10 +62,16 @@ def cloud_pictures(memory: SpatialMemory) -> torch.Tensor:
     return reading_pictures(read(grid, path, (0, 1, 2)), palette(memory), 4)
 
 
+def middle_and_reach(memory: SpatialMemory) -> tuple[torch.Tensor, float]:
+    """([3], the distance from there within which 95 % of the points lie) of a cloud with at least one point."""
+    middle = memory.points.median(0).values
+    far = (memory.points[:: max(1, len(memory) // 20000)] - middle).norm(dim=1)
+    return middle, float(torch.quantile(far, 0.95)) + 1e-3
+
+
 def _around(memory: SpatialMemory) -> CameraPath:
     """Three cameras that have most of the cloud in the picture; far away things may fall out."""
-    middle = memory.points.median(0).values
-    reach = float(torch.quantile((memory.points[:: max(1, len(memory) // 20000)] - middle).norm(dim=1), 0.95)) + 1e-3
+    middle, reach = middle_and_reach(memory)
     turns = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1]],
                           [[0.0, 0, -1], [0, 1, 0], [1, 0, 0]],
                           [[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]])

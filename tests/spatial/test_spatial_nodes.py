@@ -170,6 +170,32 @@ def test_a_saved_place_is_loaded_and_shown(vae, folders):
     assert shown[0] > 0.9 * len(memory) and (shown >= memory.height).all() and shown[2] < shown[0]
 
 
+def test_the_orbit_view_is_given_the_points_themselves(vae, folders):
+    import base64
+    import json
+
+    import numpy as np
+    from pack.nodes.spatial.nodes_files import SpatialReport
+    from pack.nodes.spatial.orbit import MOST, orbit_of
+
+    memory = lift(vae)[0]
+    shown = SpatialReport.EXECUTE_NORMALIZED(spatial_memory=memory).ui["videomemory_orbit"][0]
+    shown = json.loads(json.dumps(shown))
+    points = np.frombuffer(base64.b64decode(shown["points"]), "<i2").reshape(-1, 3).copy()
+    world = torch.tensor(shown["middle"]) + torch.from_numpy(points).float() * shown["scale"]
+    assert shown["total"] == shown["shown"] == len(memory)
+    assert (world - memory.points).abs().max() < shown["scale"]
+    colours = np.frombuffer(base64.b64decode(shown["colours"]), "u1").reshape(-1, 3)
+    assert colours.shape == points.shape and colours.std() > 10 and colours.min() >= 25
+    wide = (world - torch.tensor(shown["middle"])).norm(dim=1)
+    assert 0.9 < float((wide <= shown["reach"]).float().mean()) < 1
+    many = memory
+    while len(many) <= MOST:
+        many = update(vae, many, torch.zeros(1, memory.channels, 5, memory.height, memory.width))[0]
+    limited = orbit_of(many)
+    assert (limited["shown"], limited["total"]) == (MOST, len(many)) and len(limited["points"]) == MOST * 8
+
+
 def test_names_outside_the_folders_are_refused(folders):
     from pack.nodes.spatial.nodes_camera import CameraPathNode
     from pack.nodes.spatial.nodes_files import LoadSpatial, SaveSpatial
