@@ -83,7 +83,8 @@ def test_a_planned_film_is_measured_and_reported(server, graph, gate):
     rows = {line.split("  ")[0].strip(): line.split() for line in text.splitlines()}
     for phase in ("sampling", "decoding"):
         assert float(rows[phase][-1]) > 0 and "GB" in text  # seconds
+    assert rows["text encoding"][-1] == "0.0"  # the toy's takes less
     assert "VRAM is not measured on cpu" in text
     assert len(shown["images"]) == 1
     records = json.loads((server.base / "user" / "videomemory" / "budget.json").read_text(encoding="utf-8"))
-    assert [record["phase"] for record in records["records"][-4:]] == ["sampling", "decode"] * 2
+    assert [record["phase"] for record in records["records"][-6:]] == ["text", "sampling", "decode"] * 2

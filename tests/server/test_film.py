@@ -12,6 +12,7 @@ from .films import (
     clip_digests,
     forget,
     manifest,
+    render_inputs,
     run,
     run_until_interrupted,
     stage,
@@ -49,6 +50,34 @@ def test_film_goes_on_after_cancel(server, film, node, steps, safe):
     assert not list(folder.glob("*.tmp"))
     forget(server)
     assert stage(run(server, film), "sample") == list(range(safe, CLIPS))
+
+
+def test_a_clip_that_was_cancelled_goes_on_behind_its_finished_chunk(server, film):
+    """A clip of two chunks, cancelled in the second: what is left is one clean pass and that chunk. The same bits."""
+    class Totals(Listener):
+        forwards = 0
+
+        def __call__(self, event: str, data: dict) -> None:
+            super().__call__(event, data)
+            states = data.get("nodes", {}) if event == "progress_state" else {}
+            self.forwards = max([self.forwards, *(state["max"] for node, state in states.items()
+                                                  if node.endswith("clip02_sample"))])
+
+    whole, left, film = Totals(server), Totals(server), copy.deepcopy(film)
+    for node in film.values():
+        if "clip_seconds" in node["inputs"]:
+            node["inputs"]["clip_seconds"] = 3.0
+    run(server, film, whole)
+    want = clip_digests(server, film, 3)
+    other = copy.deepcopy(film)
+    render_inputs(other)["run_name"] = "cancelled_in_its_second_chunk"
+    run_until_interrupted(server, other, "clip02_sample", int(whole.forwards) // 2 + 2)
+    kept = server.base / "user" / "videomemory" / "unfinished"
+    assert len(list(kept.iterdir())) == 1
+    forget(server)
+    run(server, other, left)
+    assert left.forwards == whole.forwards // 2 + 1
+    assert clip_digests(server, other, 3) == want and not list(kept.iterdir())
 
 
 def test_killed_film_goes_on_to_the_same_bits(server, film, toyworld, tmp_path):
