@@ -96,7 +96,7 @@ class Unfinished:
         nothing = None, 0, ""
         try:
             with safe_open(str(self.path), "pt") as file:
-                facts, kept = file.metadata() or {}, file.get_tensor(NAME)
+                facts, kept = file.metadata() or {}, file.get_tensor(NAME).clone()  # Windows replaces no mapped file
                 found = kept, int(facts["done"]), facts["words"]
                 is_ours = facts["way"] == self.way or facts["ran_out"] == "yes"
         except (OSError, SafetensorError, ValueError, KeyError):
