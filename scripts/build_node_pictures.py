@@ -1,23 +1,59 @@
 """Writes js/docs/images/<NodeId>.png: python scripts/build_node_pictures.py --url http://127.0.0.1:8188.
 
-A picture is what the real editor of a running ComfyUI shows of the node, alone on the canvas. Needs `playwright`, PIL
-and a Chromium (CHROMIUM_PATH names another executable).
+A picture is what the real editor of a running ComfyUI shows of the node, alone on the canvas; those with a panel that
+fills are taken out of the demo workflow after a film of 9 seconds was made with it. Needs the demo's checkpoint
+(demo/toyworld) in that ComfyUI, `playwright`, PIL and a Chromium (CHROMIUM_PATH names another executable).
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 IMAGES = Path(__file__).resolve().parents[1] / "js" / "docs" / "images"
 READY = "() => window.app?.graph && 'VideoMemoryRenderShort' in LiteGraph.registered_node_types"
 NAMES = "() => Object.keys(LiteGraph.registered_node_types).filter(name => name.startsWith('VideoMemory'))"
+DEMO = Path(__file__).resolve().parents[1] / "workflows" / "demo_toyworld.json"
+FILLED = {  # node with a panel -> what is in it when it has filled
+    "VideoMemoryBudgetGate": ".videomemory-phase", "VideoMemoryMemoryReport": ".videomemory-chunks img",
+    "VideoMemoryRenderShort": ".videomemory-strip li:nth-child(3) small",
+}
+FILM = """async workflow => {
+  await app.loadGraphData(workflow, true, true, 'pictures');
+  const find = type => app.graph.nodes.find(node => node.type === type);
+  const set = (type, name, value) => { find(type).widgets.find(widget => widget.name === name).value = value; };
+  set('VideoMemoryPersistentMemory', 'retrieved_seconds', 1.5);
+  set('VideoMemoryPromptSchedule', 'film_seconds', 9);
+  set('VideoMemoryPromptSchedule', 'scenes', '0-3: {hero} walks right in the forest\\n3-9: {hero} waves by the sea');
+  set('VideoMemoryRenderShort', 'run_name', 'node_pictures');
+  const report = LiteGraph.createNode('VideoMemoryMemoryReport');
+  app.graph.add(report);
+  app.graph.remove(find('VideoMemoryAssembleShort'));
+  find('VideoMemoryRenderShort').connect(1, report, 'memory');
+  find('VAELoader').connect(0, report, 'vae');
+  await app.queuePrompt(0);
+}"""
+ALONE = """type => {
+  for (const group of [...app.graph.groups]) app.graph.remove(group);
+  for (const node of app.graph.nodes) node.pos = node.type === type ? [0, 0] : [9000, 9000];
+  const node = app.graph.nodes.find(node => node.type === type);
+  node.setSize([Math.max(node.size[0], 380), node.size[1]]);
+  app.canvas.links_render_mode = LiteGraph.HIDDEN_LINK;
+  app.canvas.ds.scale = 1;
+  app.canvas.ds.offset = [400, 160];
+  app.canvas.setDirty(true, true);
+}"""
 SHOW = """name => {
   app.graph.clear();
   const node = LiteGraph.createNode(name), size = node.computeSize();
@@ -28,11 +64,11 @@ SHOW = """name => {
   app.canvas.ds.offset = [400, 160];
   app.canvas.setDirty(true, true);
 }"""
-PLACE = """() => {
-  const node = app.graph.nodes[0], box = app.canvas.canvas.getBoundingClientRect();
+PLACE = """type => {
+  const node = app.graph.nodes.find(node => node.type === type), box = app.canvas.canvas.getBoundingClientRect();
   return {x: box.left + 400 - 14, y: box.top + 160 - 32, width: node.size[0] + 28, height: node.size[1] + 44};
 }"""
-COLOURS = 64
+COLOURS = 128
 
 
 def main() -> None:
@@ -49,11 +85,23 @@ def main() -> None:
         page.goto(url, wait_until="domcontentloaded")
         page.wait_for_function(READY, timeout=120_000)
         for name in page.evaluate(NAMES):
-            page.evaluate(SHOW, name)
-            page.wait_for_timeout(2200)  # panels ask the server
-            shot = Image.open(io.BytesIO(page.screenshot(clip=page.evaluate(PLACE))))
-            shot.convert("RGB").quantize(COLOURS).save(IMAGES / f"{name}.png", optimize=True)
+            if name not in FILLED:
+                page.evaluate(SHOW, name)
+                page.wait_for_timeout(2200)  # panels ask the server
+                _take(page, name)
+        page.evaluate(FILM, json.loads(DEMO.read_text(encoding="utf-8")))
+        for name, content in FILLED.items():
+            page.locator(content).first.wait_for(state="attached", timeout=300_000)
+            for _ in range(2):  # the editor measures the node's own picture while it draws, and frames it the next time
+                page.evaluate(ALONE, name)
+                page.wait_for_timeout(1500)
+            _take(page, name)
         browser.close()
+
+
+def _take(page: Page, name: str) -> None:
+    shot = Image.open(io.BytesIO(page.screenshot(clip=page.evaluate(PLACE, name))))
+    shot.convert("RGB").quantize(COLOURS).save(IMAGES / f"{name}.png", optimize=True)
 
 
 def _chromium() -> str:
