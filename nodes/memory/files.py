@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..common.errors import message
+from ..common.saved_files import WRITE_ERRORS, write_whole
 from ..common.types import Anchor, Geometry, MemoryBlock, MemorySpec, Preset, VideoMemory
 from .files_check import check_tensors
 from .kv_cache import BlockKV, LayerKV
@@ -49,19 +49,15 @@ def save_memory(memory: VideoMemory, path: str | os.PathLike[str], with_kv: bool
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in _tensors(memory, with_kv)}
     text = json.dumps(_header(memory, with_kv))
     metadata = {"format": FORMAT, "version": str(VERSION), "memory": text, "digest": _digest(text, tensors)}
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _require_room(memory, path, with_kv)
-        save_file(tensors, str(partial), metadata=metadata)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
+        write_whole(path, tensors, metadata)
+    except WRITE_ERRORS as error:
         raise RuntimeError(message(
             f"The memory {path.name} could not be written", str(error),
             f"{file_bytes(memory, with_kv) / 1e6:.1f} MB of free space in a folder that ComfyUI may write to",
             "Make room, or save it without K/V. Nothing was left behind, and an older file is as it was.")) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ..common.compat import VideoMemoryIO, field, io, node_id, node_progress, schema
-from ..common.errors import message
+from ..common.saved_files import check_prefix, check_saved, saved_names, saved_path, stamp
 from ..common.types import VideoMemory
 from .contents import in_words, require_memory
 from .files import VERSION, file_bytes, file_version, load_memory, save_memory
@@ -44,13 +44,8 @@ class SaveMemory(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
-        """A prefix that comes over a link is None here; core refuses what leads out of the output folder."""
-        parts = ["linked"] if filename_prefix is None else filename_prefix.replace("\\", "/").split("/")
-        if all(part.strip() and part != ".." and len(part) <= 100 for part in parts):
-            return True
-        return message("Save Memory needs a name for its file", repr(filename_prefix)[:80],
-                       "a name, or folder/name, of up to 100 characters each, without ..",
-                       "Choose a name such as hero.")
+        """Core refuses what leads out of the output folder."""
+        return check_prefix("Save Memory", filename_prefix, "hero")
 
     @classmethod
     def execute(cls, memory, filename_prefix: str, with_kv: bool = True) -> io.NodeOutput:
@@ -73,7 +68,7 @@ class LoadMemory(io.ComfyNode):
             display_name="Load Memory",
             description="Read a memory that Save Memory wrote, and go on from there.",
             hidden=[io.Hidden.unique_id],
-            inputs=[field(io.Combo, "file", options=_saved_memories(),
+            inputs=[field(io.Combo, "file", options=saved_names(_memory_folder()),
                           tooltip="A file in output/videomemory/memories; press R in the editor to see new ones.")],
             outputs=[
                 VideoMemoryIO.Output(id="memory", display_name="memory",
@@ -86,20 +81,15 @@ class LoadMemory(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        """A name that comes over a link is None here and is checked when the node runs."""
-        try:
-            return file is None or bool(_memory_path(file))
-        except ValueError as error:
-            return str(error)
+        return check_saved("Load Memory", _memory_folder(), file, "memory")
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        status = os.stat(_memory_path(file))
-        return f"{status.st_size}-{status.st_mtime_ns}"
+        return stamp(saved_path("Load Memory", _memory_folder(), file, "memory"))
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        path = _memory_path(file)
+        path = saved_path("Load Memory", _memory_folder(), file, "memory")
         memory = load_memory(path)
         report = "\n".join((*in_words(memory), *_hints(file_version(path))))
         node_progress(0, node_id(cls)).say(report)
@@ -129,21 +119,6 @@ def _hints(version: int) -> tuple[str, ...]:
 
 def _memory_folder() -> str:
     return os.path.join(folder_paths.get_output_directory(), *SUBFOLDER.split("/"))
-
-
-def _memory_path(file: str) -> str:
-    """Where a saved memory lies; ValueError for anything that is not in the list."""
-    known = _saved_memories()
-    if file not in known:
-        raise ValueError(message("Load Memory: no such file", file, ", ".join(known) or "nothing is saved yet",
-                                 "Save a memory first, or press R to refresh the list."))
-    return os.path.join(_memory_folder(), *file.split("/"))
-
-
-def _saved_memories() -> list[str]:
-    """Names below the memories' folder; Save Memory makes sub-folders of a prefix such as heroes/anna."""
-    folder = Path(_memory_folder())
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
 
 
 NODES = [SaveMemory, LoadMemory]

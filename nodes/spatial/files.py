@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..common.errors import message
+from ..common.saved_files import WRITE_ERRORS, write_whole
 from .values import SpatialMemory
 
 FORMAT = "videomemory.spatial"
@@ -23,18 +23,13 @@ def save_spatial(memory: SpatialMemory, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     head = {"height": memory.height, "width": memory.width, "vae_key": memory.vae_key, "voxel": memory.voxel}
     metadata = {"format": FORMAT, "version": str(VERSION), "memory": json.dumps(head)}
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: getattr(memory, name).contiguous() for name in _TENSORS}, str(partial), metadata=metadata)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
+        write_whole(path, {name: getattr(memory, name).contiguous() for name in _TENSORS}, metadata)
+    except WRITE_ERRORS as error:
         raise RuntimeError(message(
             f"The spatial memory {path.name} could not be written", str(error),
             f"{memory.nbytes / 1e6:.1f} MB of free space in a folder that ComfyUI may write to",
             "Make room. Nothing was left behind, and an older file is as it was.")) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import folder_paths
 
 from ..common.compat import SpatialMemoryIO, field, io, node_id, node_progress, schema, ui
-from ..common.errors import message
+from ..common.saved_files import check_prefix, check_saved, saved_names, saved_path, stamp
 from .cloud import require_points
 from .files import load_spatial, save_spatial
 from .orbit import ORBIT, orbit_of
@@ -38,13 +37,8 @@ class SaveSpatial(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
-        """A prefix that comes over a link is None here; core refuses what leads out of the output folder."""
-        parts = ["linked"] if filename_prefix is None else filename_prefix.replace("\\", "/").split("/")
-        if all(part.strip() and part != ".." and len(part) <= 100 for part in parts):
-            return True
-        return message("Save Spatial Memory needs a name for its file", repr(filename_prefix)[:80],
-                       "a name, or folder/name, of up to 100 characters each, without ..",
-                       "Choose a name such as place.")
+        """Core refuses what leads out of the output folder."""
+        return check_prefix("Save Spatial Memory", filename_prefix, "place")
 
     @classmethod
     def execute(cls, spatial_memory, filename_prefix: str) -> io.NodeOutput:
@@ -66,7 +60,7 @@ class LoadSpatial(io.ComfyNode):
             display_name="Load Spatial Memory",
             description="Read a place that Save Spatial Memory wrote.",
             hidden=[io.Hidden.unique_id],
-            inputs=[field(io.Combo, "file", options=_saved_places(),
+            inputs=[field(io.Combo, "file", options=saved_names(_place_folder()),
                           tooltip="A file in output/videomemory/places; press R in the editor to see new ones.")],
             outputs=[SpatialMemoryIO.Output(id="spatial_memory", display_name="spatial memory",
                                             tooltip="The remembered place."),
@@ -75,20 +69,15 @@ class LoadSpatial(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        """A name that comes over a link is None here and is checked when the node runs."""
-        try:
-            return file is None or bool(_place_path(file))
-        except ValueError as error:
-            return str(error)
+        return check_saved("Load Spatial Memory", _place_folder(), file, "place")
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        status = os.stat(_place_path(file))
-        return f"{status.st_size}-{status.st_mtime_ns}"
+        return stamp(saved_path("Load Spatial Memory", _place_folder(), file, "place"))
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        memory = load_spatial(_place_path(file))
+        memory = load_spatial(saved_path("Load Spatial Memory", _place_folder(), file, "place"))
         report = size_line(memory)
         node_progress(0, node_id(cls)).say(report)
         return io.NodeOutput(memory, report, ui={"text": (report,)})
@@ -124,18 +113,8 @@ class SpatialReport(io.ComfyNode):
         return io.NodeOutput(views, report, ui={**shown, "text": (report,), ORBIT: (orbit_of(spatial_memory),)})
 
 
-def _place_path(file: str) -> str:
-    """Where a saved place lies; ValueError for anything that is not in the list."""
-    known = _saved_places()
-    if file not in known:
-        raise ValueError(message("Load Spatial Memory: no such file", file, ", ".join(known) or "nothing is saved yet",
-                                 "Save a place first, or press R to refresh the list."))
-    return os.path.join(folder_paths.get_output_directory(), *SUBFOLDER.split("/"), *file.split("/"))
-
-
-def _saved_places() -> list[str]:
-    folder = Path(folder_paths.get_output_directory(), *SUBFOLDER.split("/"))
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+def _place_folder() -> str:
+    return os.path.join(folder_paths.get_output_directory(), *SUBFOLDER.split("/"))
 
 
 NODES = [SaveSpatial, LoadSpatial, SpatialReport]
