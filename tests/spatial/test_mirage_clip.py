@@ -1,8 +1,8 @@
 """Two chunks of Mirage through the nodes, and through Microsoft's functions around the same weights.
 
 Theirs, cut out of the checkout that MIRAGE_PATH names: the cloud, projection, choice of references and of preceding
-latents, and the forward. The solver is this pack's UniPC in both (tests/sampling/test_solvers.py holds it to its own
-reference), the VAE core's, and features are rounded to float16 in both, as the memory stores them.
+latents, the layout of the place, the forward, and the solver with its noise levels. The VAE is core's in both, and
+features are rounded to float16 in both, as the memory stores them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pack.tests.sampling.latent_models import TEXT, model, text, vae  # noqa: E4
 from pack.tests.spatial.test_cloud import oracle as cloud_oracle  # noqa: E402, F401
 from pack.tests.spatial.test_mirage import ORACLE, branch_file  # noqa: E402
 from pack.tests.spatial.test_mirage import oracle as forward_oracle  # noqa: E402, F401
+from pack.tests.spatial.their_solver import their_solver  # noqa: E402
 
 W, H, T, STEPS = 96, 64, 3, 3
 PATH = path_from_text("key 0.7 0.05 0.3 7 0 in 2\nback", W, H, 8.0, 60.0)  # no two points are equally near
@@ -217,24 +218,22 @@ def their_film(file, path, latents, cloud_class, forward):
 
 
 def their_chunk(run, channels, scene, before, before_scene, references, start):
-    from pack.nodes.sampling.solvers import UniPC
-    from pack.nodes.spatial.bridge_mirage_clip import schedule
-
     latents = scene.shape[1]
     scene = scene if before_scene is None else torch.cat((scene, before_scene), 1)
     place = their_place(scene[None], channels)[0]
     x = torch.randn(1, 48, latents, *scene.shape[2:], generator=torch.Generator().manual_seed(3))
-    sigmas = schedule(STEPS)
-    solver, lead = UniPC(sigmas, None), 0 if references is None else references.shape[2]
-    for i, sigma in enumerate(sigmas[:-1]):
-        x[:, :, :1] = start
-        t = torch.full((latents,), float(int(sigma * 1000)))
+    lead = 0 if references is None else references.shape[2]
+    solver = their_solver(ORACLE)(num_train_timesteps=1000, shift=1.0)
+    solver.set_timesteps(STEPS, device="cpu", shift=5.0)
+    x[:, :, :1] = start
+    for timestep in solver.timesteps:
+        t = timestep.float().repeat(latents)
         t[0] = 0
         parts = [part for part in (references, x, before) if part is not None]
         times = torch.cat((torch.zeros(lead), t, torch.zeros(0 if before is None else before.shape[2])))
         flow = run(torch.cat(parts, 2), times, place, lead)[:, :, lead : lead + latents]
-        x = solver.step(i, x, x - sigma * flow).clone()
-    x[:, :, :1] = start
+        x = solver.step(flow, timestep, x, return_dict=False)[0].clone()
+        x[:, :, :1] = start
     return x
 
 
