@@ -69,10 +69,11 @@ function followProgress(node, view) {
 /** Set the node's own inputs; nothing is queued. */
 function askAgain(number, widgetOf) {
   const values = { regenerate: "only", regenerate_clip: number, regenerate_seed: Math.floor(Math.random() * 2 ** 32) };
-  for (const [name, value] of Object.entries(values)) {
-    const widget = widgetOf(name);
-    widget.value = value;
-    widget.callback?.(value);
-  }
-  app.graph.setDirtyCanvas(true, true);
+  asOneStep(() => {
+    for (const [name, value] of Object.entries(values)) {
+      const widget = widgetOf(name);
+      widget.value = value;
+      widget.callback?.(value);
+    }
+  });
 }

@@ -42,6 +42,14 @@ function takePlace(node, element) {
   document.querySelector(`[data-node-id="${node.id}"] [data-panel="${element.dataset.panel}"]`)?.replaceWith(element);
 }
 
+/** Make changes to nodes that the editor can undo and has in the file that it saves next. */
+export function asOneStep(change) {
+  app.canvas.emitBeforeChange();
+  change();
+  app.canvas.emitAfterChange();
+  app.graph.setDirtyCanvas(true, true);
+}
+
 /** Call `look` every so often until the node is removed: undo, links and other extensions change values silently. */
 export function lookEvery(node, milliseconds, look) {
   const timer = setInterval(look, milliseconds);

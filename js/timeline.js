@@ -2,7 +2,7 @@
 // writes it, and is stored nowhere.
 
 import { app } from "../../scripts/app.js";
-import { addPanel, addStyles, lookEvery } from "./page.js";
+import { addPanel, addStyles, asOneStep, lookEvery } from "./page.js";
 import { TimelineView } from "./timeline/view.js";
 
 const NODE = "VideoMemoryPromptSchedule";
@@ -32,7 +32,8 @@ function read(node, widgetOf) {
 }
 
 function write(widget, text) {
-  widget.value = text;
-  widget.callback?.(text);
-  app.graph.setDirtyCanvas(true, true);
+  asOneStep(() => {
+    widget.value = text;
+    widget.callback?.(text);
+  });
 }
