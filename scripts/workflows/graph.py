@@ -17,9 +17,10 @@ GROUPS = {1: "1. Load", 2: "2. Plan", 3: "3. Write", 4: "4. Render", 5: "5. Fini
 PACKS = {True: {"cnr_id": "videomemory", "ver": "0.1.0"}, False: {"cnr_id": "comfy-core", "ver": "0.3.75"}}
 WIDTH, GAP, TOP, ROW = 380, 40, 80, 480  # pixels
 ROOM = {"VideoMemoryPromptSchedule": 420, "VideoMemoryBudgetGate": 240, "VideoMemoryRenderShort": 200,
-        "VideoMemoryMemoryReport": 290, "CLIPTextEncode": 140, "LoadImage": 280}  # for texts, pictures and panels
+        "VideoMemoryMemoryReport": 290, "CLIPTextEncode": 140, "LoadImage": 280,
+        "VideoMemorySpatialReport": 330}  # for texts, pictures and panels
 GROWS = {"VideoMemoryPersistentMemory": 60, "VideoMemoryAssembleShort": 300, "SaveVideo": 300, "PreviewImage": 260,
-         "PreviewAny": 100}  # what a run adds below: a text, a film
+         "VideoMemorySpatialReport": 300, "PreviewAny": 100}  # what a run adds below: a text, a film
 VIEW = {"scale": 0.6, "offset": [120, 160]}  # beside and below the editor's own bars
 EDITOR_ONLY = {"LoadImage": ["image"]}  # values of widgets that the editor adds
 NOTE = "MarkdownNote"
