@@ -186,3 +186,23 @@ def test_what_a_place_shows_is_written_back_where_the_clip_saw_it():
     after = write(empty, Look(samples, depth, frames), route("ti2v"))
     assert after.frames.unique().tolist() == list(frames)
     assert max(frames) == 4 * (LATENTS - 1) * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_clips_of_a_walk_are_saved_as_a_film(kind, tmp_path, monkeypatch):
+    """Save Clip takes them: the second is decoded behind the latents that the film has already."""
+    folder_paths = pytest.importorskip("folder_paths")
+    from pack.nodes.common.progress import SILENT
+    from pack.nodes.video.bridge import load_clip, save_clip
+    from pack.nodes.video.run_folder import RunFolder
+
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+    run = RunFolder(tmp_path / "walk")
+    first = sample(kind, empty_memory(spec(kind)), start_image=picture())
+    made, _ = save_clip(run, 0, first[0], decoder(kind), first[3], None, "", SILENT)
+    then = second(kind, first[3])
+    again, _ = save_clip(run, 1, then[0], decoder(kind), then[3], None, "", SILENT)
+    assert (made.frames, again.frames) == (4 * (LATENTS - 1) + 1, 4 * (LATENTS - 1)) and again.fps == then[3].spec.fps
+    latent, memory = load_clip(run, 1, True)
+    assert torch.equal(latent["samples"], then[0]["samples"]) and latent["first_latent"] == LATENTS
+    assert memory.latents_done == then[3].latents_done and torch.equal(memory.overlap, then[3].overlap)
