@@ -57,10 +57,17 @@ def opened_editor(server) -> Iterator:
         page.errors = []
         page.on("console", lambda message: page.errors.append(message.text)
                 if message.type == "error" and "VideoMemory" in message.text else None)
-        page.goto(f"http://127.0.0.1:{server.client.port}", wait_until="domcontentloaded")
-        page.wait_for_function(READY, timeout=120_000)
+        page.home = f"http://127.0.0.1:{server.client.port}"
+        reopen(page)
         yield page
         browser.close()
+
+
+def reopen(page) -> None:
+    """Load the editor's page anew, as a new tab would (1.58.1 keeps the open subgraph in the address)."""
+    page.goto("about:blank")
+    page.goto(page.home, wait_until="domcontentloaded")
+    page.wait_for_function(READY, timeout=120_000)
 
 
 def load(page, name: str) -> dict:
