@@ -4,7 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { FilmView } from "./film/view.js";
-import { addPanel, addStyles, lookEvery } from "./page.js";
+import { addPanel, addStyles, asOneStep, lookEvery } from "./page.js";
 
 const NODE = "VideoMemoryRenderShort";
 const HEIGHT = 196;
