@@ -1,8 +1,9 @@
 """Prints the plan of a workflow file without running it: python scripts/plan.py --workflow X.json [--vram 12].
 
 For every VRAM Budget Gate in the file: what each phase needs, what would be given up, and whether it fits. Reads the
-headers of the model files alone. X.json is a workflow of the graph editor or a prompt in the API's format. Ends with 0
-where everything fits, 1 where something does not, 2 where it cannot be said.
+headers of the model files alone; Wan's files that are not here yet are planned with their published sizes. X.json is a
+workflow of the graph editor or a prompt in the API's format. Ends with 0 where everything fits, 1 where something does
+not, 2 where it cannot be said.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from harness.errors import CannotContinue, sentence_for_os_error
 from harness.workflow_api import prompt_from_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
+TOY_WORLD = ROOT / "demo" / "toyworld"  # the checkpoint that comes with the pack
 NOTHING = {"input": {"required": {}}}  # the definition of a node that this ComfyUI does not have: links alone
 FITS, TOO_LARGE, UNKNOWN = 0, 1, 2
 
@@ -111,7 +113,8 @@ def print_plans(graph: dict, options: argparse.Namespace) -> int:
     from pack.nodes.budget.graph import gates_of
 
     def find(folder: str, name: str) -> str | None:
-        places = [] if options.models is None else [options.models / folder / name, options.models / name]
+        places = [TOY_WORLD / name] if options.models is None else [options.models / folder / name,
+                                                                    options.models / name, TOY_WORLD / name]
         return next((str(path) for path in places if path.is_file()), None) or find_file(folder, name)
 
     gates, device = gates_of(graph), mm.get_torch_device()

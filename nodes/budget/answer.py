@@ -83,7 +83,7 @@ def _is_one(cfg: float, spec: MemorySpec) -> bool:
 def notes_of(asked: Asked) -> list[str]:
     """What a plan's report says beside its decisions."""
     notes = [STORED_NOTE] if asked.is_stored else []
-    return notes + (LATENT_NOTES if find_preset(asked.spec).strategy == "latent" else [])
+    return [*notes, *asked.notes, *(LATENT_NOTES if find_preset(asked.spec).strategy == "latent" else [])]
 
 
 def answer_text(answer: Answer, machine: Machine) -> str:

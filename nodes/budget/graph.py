@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from ..common.errors import message
@@ -16,7 +17,8 @@ from ..memory.choices import Choices, spec_of
 from ..memory.files import load_memory
 from ..sampling.presets import custom_preset
 from .cost_model import VaeFacts
-from .headers import lora_bytes, read_model_facts, read_vae_facts, text_encoder_bytes
+from .headers import lora_bytes, model_facts_of, read_model_facts, read_vae_facts, text_encoder_bytes, weight_bytes
+from .published import published_model, published_text_encoder, published_vae
 
 GATE = "VideoMemoryBudgetGate"
 DIFFUSION, CHECKPOINTS = "diffusion_models", "checkpoints"
@@ -51,7 +53,7 @@ class Unknown(ValueError):
 class Asked:
     """The inputs of a gate. is_stored: its memory holds clips already. values: DEFAULTS as they were typed.
 
-    text_bytes: weights of the text encoder, 0 where it is not known.
+    text_bytes: weights of the text encoder, 0 where it is not known. notes: sentences about what was not looked at.
     """
 
     facts: ModelFacts
@@ -60,6 +62,7 @@ class Asked:
     is_stored: bool
     values: Mapping[str, Any]
     text_bytes: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def read_gate(graph: Mapping[str, Any], node_id: str, find: FindFile, compute_bytes: int) -> Asked:
@@ -75,7 +78,7 @@ def read_gate(graph: Mapping[str, Any], node_id: str, find: FindFile, compute_by
     size = CARD_BYTES if values["budget_gb"] else compute_bytes
     spec, is_stored = reader.memory(node_id)
     return Asked(reader.model(node_id, size), reader.vae(node_id, size), spec, is_stored, values,
-                 reader.text_bytes(node_id, size))
+                 reader.text_bytes(node_id, size), tuple(reader.notes))
 
 
 def gates_of(graph: Mapping[str, Any]) -> list[str]:
@@ -88,6 +91,7 @@ class _Reader:
 
     def __init__(self, graph: Mapping[str, Any], find: FindFile) -> None:
         self.graph, self.find, self.steps = graph, find, 0
+        self.notes: list[str] = []
 
     def node(self, node_id: str) -> dict:
         node = self.graph.get(str(node_id))
@@ -123,6 +127,10 @@ class _Reader:
             folder, name, weights = MODELS[kind]
             chosen = str(self.value(source_id, weights)) if weights else "original"
             fp8 = 1 if not weights and str(self.value(source_id, "weight_dtype", "")).startswith("fp8") else 0
+            known = self.published(published_model, source_id, folder, name)
+            if known is not None:
+                self.note(source_id, name, f"the sizes of {known[1]}")
+                return model_facts_of(known[0], chosen, compute_bytes, fp8)
             return read_model_facts(self.file(source_id, folder, name), chosen, compute_bytes, fp8)
         if not _is_link(source.get("inputs", {}).get("model")):
             raise Unknown(f"The model comes from {kind}, a loader whose files cannot be looked into from here.")
@@ -137,6 +145,11 @@ class _Reader:
         if source.get("class_type") not in VAES:
             raise Unknown(f"The VAE comes from {source.get('class_type')}, a loader whose files cannot be looked into "
                           "from here.")
+        known = self.published(partial(published_vae, compute_bytes=compute_bytes), source_id,
+                               *VAES[source["class_type"]])
+        if known is not None:
+            self.note(source_id, VAES[source["class_type"]][1], "the sizes of Wan's VAE")
+            return known
         return read_vae_facts(self.file(source_id, *VAES[source["class_type"]]), compute_bytes)
 
     def memory(self, node_id: str) -> tuple[MemorySpec, bool]:
@@ -164,14 +177,28 @@ class _Reader:
         names, weights = TEXT_ENCODERS[kind]
         chosen = str(self.value(source_id, weights)) if weights else "original"
         used = [name for name in names if self.value(source_id, name, NO_FILE) != NO_FILE]
-        return sum(text_encoder_bytes(self.file(source_id, "text_encoders", name), chosen, compute_bytes)
-                   for name in used)
+        return sum(self.encoder_bytes(source_id, name, chosen, compute_bytes) for name in used)
+
+    def encoder_bytes(self, node_id: str, name: str, weights: str, compute_bytes: int) -> int:
+        known = self.published(published_text_encoder, node_id, "text_encoders", name)
+        if known is None:
+            return text_encoder_bytes(self.file(node_id, "text_encoders", name), weights, compute_bytes)
+        self.note(node_id, name, "the sizes of UMT5-XXL")
+        return weight_bytes(known, weights, compute_bytes)
 
     def recipe(self, node_id: str) -> Preset | None:
         if not _is_link(self.node(node_id)["inputs"].get("recipe")):
             return None
         source_id, source = self.source(node_id, "recipe")
         return custom_preset(**{name: self.value(source_id, name) for name in source["inputs"]})
+
+    def published(self, known: Callable[[str], Any], node_id: str, folder: str, name: str) -> Any:
+        """What is known of a file that is not here; None where it is here, or nobody knows."""
+        chosen = str(self.value(node_id, name))
+        return known(chosen) if self.find(folder, chosen) is None else None
+
+    def note(self, node_id: str, name: str, sizes: str) -> None:
+        self.notes.append(f"{self.value(node_id, name)} is not here yet: planned with {sizes}, as published.")
 
     def file(self, node_id: str, folder: str, name: str) -> str:
         chosen = self.value(node_id, name)

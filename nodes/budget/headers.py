@@ -44,7 +44,11 @@ def read_model_facts(path: str | Path, weights: str, compute_bytes: int, cast_by
     if weights not in WEIGHTS:
         raise ValueError(message("The loader needs a kind of weights", weights, ", ".join(WEIGHTS),
                                  "Choose one of these."))
-    checkpoint = read_checkpoint(path, DIFFUSION_MODELS)
+    return model_facts_of(read_checkpoint(path, DIFFUSION_MODELS), weights, compute_bytes, cast_bytes)
+
+
+def model_facts_of(checkpoint: Checkpoint, weights: str, compute_bytes: int, cast_bytes: int = 0) -> ModelFacts:
+    """The same of a file whose header was read."""
     tensors, total = checkpoint.tensors, weight_bytes(checkpoint, weights, compute_bytes, cast_bytes)
     if checkpoint.family is not WAN:
         return other_model_facts(checkpoint.family, tensors, total, compute_bytes)
