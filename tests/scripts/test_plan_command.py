@@ -37,8 +37,16 @@ def test_what_does_not_fit_ends_with_one(tmp_path):
     assert "does not fit" in done.stdout
 
 
+def test_the_flagship_is_planned_before_its_files_are_fetched(tmp_path):
+    done = plan("--workflow", str(ROOT / "workflows" / "short_30s_720p_12gb.json"), "--ram", "32", models=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "a 12 GB card" in done.stdout and "model_bf16.pt is not here yet" in done.stdout
+
+
 def test_missing_models_and_files_that_are_no_workflow_end_with_two(tmp_path):
-    done = plan("--workflow", str(DEMO), models=tmp_path)
+    strange = tmp_path / "strange.json"
+    strange.write_text(DEMO.read_text(encoding="utf-8").replace("toyworld_dit_fp16", "somebodys"), encoding="utf-8")
+    done = plan("--workflow", str(strange), models=tmp_path)
     assert done.returncode == 2 and "allowed: a file in models/" in done.stdout
     broken = tmp_path / "broken.json"
     broken.write_text("[1", encoding="utf-8")
