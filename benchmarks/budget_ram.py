@@ -5,7 +5,7 @@
 The node's own writers, each row a process of its own: FFV1 as Save Clip writes a clip, H.264 as Assemble Short writes
 the film. Frames are a moving smooth pattern, and the same with noise of 5 %, which nothing compresses; they are float32
 and made one by one (one frame of them counts with what was measured). grown: by how much the process grew, looked at
-every 20 ms. predicted: cost_model's part for the writer. The coefficients of nodes/budget/data/wan.json marked
+every 20 ms. predicted: what nodes/budget/writers.py says. The coefficients of nodes/budget/data/wan.json marked
 budget_ram.py come from here.
 """
 
@@ -56,7 +56,7 @@ def main() -> None:
 def measure(writer: str, picture: str, size: str, count: int) -> dict:
     """One file written by one process."""
     import psutil
-    from pack.nodes.budget.cost_model import ffv1_ram_bytes, h264_ram_bytes
+    from pack.nodes.budget.writers import ffv1_ram_bytes, h264_ram_bytes
     from pack.nodes.video.encode import write_ffv1, write_mp4
 
     width, height = map(int, size.split("x"))

@@ -68,7 +68,7 @@ def plan_asked(asked: Asked, budget: Budget, machine: Machine, is_fused: bool = 
     pinned = frozenset().union(*(steps for name, steps in PINS.items() if values[name]))
     card = machine.name or machine.device
     extras = Extras(bool(values["may_shrink"]), 1 if _is_one(values["cfg"], asked.spec) else 2, asked.text_bytes,
-                    is_fused, corrections(records, card, asked.facts), card)
+                    is_fused, corrections(records, card, asked.facts), card, asked.place)
     plan = make_plan(asked.facts, asked.vae, values["width"], values["height"], values["clip_seconds"], asked.spec,
                      values["profile"], budget, pinned | held, extras)
     return replace(plan, pinned=tuple(sorted(pinned)))

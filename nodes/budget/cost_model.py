@@ -21,6 +21,8 @@ from ..sampling.presets import find_preset
 from ..video.decode import CONTEXT_LATENTS, frame_count
 from ..video.tiles import middle_bytes, tile_spans, tiled_buffer_bytes
 from .coefficients import coefficients
+from .place import Place, place_card_bytes, place_latents, place_ram_bytes
+from .writers import ffv1_ram_bytes, h264_ram_bytes
 
 PHASES = ("text", "sampling", "decode", "interpolation", "encode")
 FLOAT32, FLOAT16 = 4, 2
@@ -55,7 +57,8 @@ class Job:
 
     decode_parked: the decoder's caches rest in RAM. offload_bytes: of the weights, that rest in RAM. prompts: 2 with
     CFG. text_bytes: weights of the text encoder, 0 where it is not known. is_fused: the attention keeps no scores.
-    learned: (phase, bytes) that phases on this card took more than these formulas say, or less.
+    learned: (phase, bytes) that phases on this card took more than these formulas say, or less. place: where a clip is
+    made in a remembered one; K/V are of no use there.
     """
 
     facts: ModelFacts
@@ -72,11 +75,12 @@ class Job:
     text_bytes: int = 0
     is_fused: bool = True
     learned: tuple[tuple[str, int], ...] = ()
+    place: Place | None = None
 
     @property
     def is_latent(self) -> bool:
         """Whether the memory is frames: then the whole clip goes through the model at once, and there are no K/V."""
-        return find_preset(self.spec).strategy == "latent"
+        return self.place is not None or find_preset(self.spec).strategy == "latent"
 
     @property
     def forward_latents(self) -> int:
@@ -86,8 +90,9 @@ class Job:
         if not self.is_latent:
             recached = spec.capacity_latents - spec.sink_latents if spec.prompt_change == "recache" else 0
             return recached + spec.chunk_latents
-        given = latents_of(frames_to_keep(spec))
-        return self.clip_latents + given + (self.facts.kind == "vace")  # VACE: and its reference in front
+        given = latents_of(frames_to_keep(spec)) if find_preset(spec).strategy == "latent" else 0
+        latents = self.clip_latents + given + (self.facts.kind == "vace")  # VACE: and its reference in front
+        return latents if self.place is None else place_latents(self.place, latents)
 
 
 def phase_costs(job: Job) -> tuple[PhaseCost, ...]:
@@ -110,12 +115,18 @@ def sampling_cost(job: Job) -> PhaseCost:
 
     With CFG one forward is counted: ComfyUI runs both prompts in one only where 1.5 times its own estimate is free.
     """
-    facts = job.facts
+    facts, place = job.facts, job.place
+    weights = facts.weight_bytes - job.offload_bytes + (place.branch_bytes if place else 0)
+    ram = kept_bytes(job) + _frames_bytes(job) + job.offload_bytes
+    beside = 0
+    if place:
+        grid = job.height // facts.spatial_stride, job.width // facts.spatial_stride
+        ram += place_ram_bytes(place, job.clip_latents, *grid, facts.spatial_stride)
+        beside = place_card_bytes(place, facts, job.clip_latents, tokens_per_latent(facts, job.width, job.height))
     return _phase("sampling", {
-        "weights": facts.weight_bytes - job.offload_bytes, "memory": resident_memory_bytes(job),
-        "activations": forward_bytes(job) + widest_bytes(facts) + scores_bytes(job), "latents": latents_bytes(job),
-        "workspace": WORKSPACE_BYTES,
-    }, ram_bytes=kept_bytes(job) + _frames_bytes(job) + job.offload_bytes)
+        "weights": weights, "memory": resident_memory_bytes(job),
+        "activations": forward_bytes(job) + beside + widest_bytes(facts) + scores_bytes(job),
+        "latents": latents_bytes(job), "workspace": WORKSPACE_BYTES}, ram_bytes=ram)
 
 
 def decode_cost(job: Job) -> PhaseCost:
@@ -152,18 +163,8 @@ def interpolation_cost(job: Job) -> PhaseCost:
 
 
 def encode_cost(job: Job) -> PhaseCost:
-    """H.264 on the CPU, streamed; H.265 and AV1 take more."""
+    """H.264 on the CPU, streamed."""
     return _phase("encode", {}, h264_ram_bytes(job.width * job.height))
-
-
-def h264_ram_bytes(area: int) -> int:
-    """RAM of x264 at work on frames of so many pixels: its own in 4:2:0, those on their way to it, its tables."""
-    return int(WAN["encoder_frames"] * 1.5 * area + WAN["encoder_bytes"]) + TEMPORAL_STRIDE * 3 * area * FLOAT32
-
-
-def ffv1_ram_bytes(area: int) -> int:
-    """RAM of the lossless writer, with the frames on their way to it."""
-    return int(WAN["ffv1_ram_bytes_per_pixel"] * area + WAN["encoder_bytes"])
 
 
 def _phase(phase: str, parts: dict[str, int], ram_bytes: int = 0, disk_bytes: int = 0) -> PhaseCost:

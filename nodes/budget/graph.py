@@ -18,6 +18,7 @@ from ..memory.files import load_memory
 from ..sampling.presets import custom_preset
 from .cost_model import VaeFacts
 from .headers import lora_bytes, model_facts_of, read_model_facts, read_vae_facts, text_encoder_bytes, weight_bytes
+from .place import NO_BRANCH, Place, place_of
 from .published import published_model, published_text_encoder, published_vae
 
 GATE = "VideoMemoryBudgetGate"
@@ -39,7 +40,8 @@ NO_FILE = "none"
 LORAS = ("VideoMemoryLoadLora", "LoraLoaderModelOnly", "LoraLoader")
 DEFAULTS = {"width": 1280, "height": 704, "clip_seconds": 4.0, "budget_gb": 0.0, "profile": "balanced", "cfg": 0.0,
             "keep_precision": False, "keep_placement": False, "keep_window": False, "keep_clip": False,
-            "keep_on_card": False, "may_shrink": False}  # the gate's inputs, and what those of older graphs mean
+            "keep_on_card": False, "may_shrink": False,
+            "mirage_branch": NO_BRANCH}  # the gate's inputs, and what those of older graphs mean
 MAX_LINKS = 200  # on the way up from the gate; a longer way is a circle
 
 FindFile = Callable[[str, str], str | None]  # (folder of models/, name) -> path
@@ -54,6 +56,7 @@ class Asked:
     """The inputs of a gate. is_stored: its memory holds clips already. values: DEFAULTS as they were typed.
 
     text_bytes: weights of the text encoder, 0 where it is not known. notes: sentences about what was not looked at.
+    place: where the clip is made in a remembered one.
     """
 
     facts: ModelFacts
@@ -63,6 +66,7 @@ class Asked:
     values: Mapping[str, Any]
     text_bytes: int = 0
     notes: tuple[str, ...] = ()
+    place: Place | None = None
 
 
 def read_gate(graph: Mapping[str, Any], node_id: str, find: FindFile, compute_bytes: int) -> Asked:
@@ -77,8 +81,9 @@ def read_gate(graph: Mapping[str, Any], node_id: str, find: FindFile, compute_by
     values = {name: reader.value(node_id, name, default) for name, default in DEFAULTS.items()}
     size = CARD_BYTES if values["budget_gb"] else compute_bytes
     spec, is_stored = reader.memory(node_id)
-    return Asked(reader.model(node_id, size), reader.vae(node_id, size), spec, is_stored, values,
-                 reader.text_bytes(node_id, size), tuple(reader.notes))
+    facts, vae, text = reader.model(node_id, size), reader.vae(node_id, size), reader.text_bytes(node_id, size)
+    place = reader.place(node_id, facts, str(values["mirage_branch"]))
+    return Asked(facts, vae, spec, is_stored, values, text, tuple(reader.notes), place)
 
 
 def gates_of(graph: Mapping[str, Any]) -> list[str]:
@@ -165,6 +170,13 @@ class _Reader:
             memory = load_memory(self.file(source_id, "memories", "file"))
             return memory.spec, bool(memory.blocks)
         raise Unknown(f"The memory comes from {kind}, which makes it only when it runs.")
+
+    def place(self, node_id: str, facts: ModelFacts, branch: str) -> Place | None:
+        """With an empty cloud: its points are known when the graph runs."""
+        is_there = _is_link(self.node(node_id).get("inputs", {}).get("spatial_memory"))
+        if is_there:
+            self.notes.append("The points of the place are counted when the graph runs: they take RAM alone.")
+        return Place(0, facts.latent_channels) if is_there and branch == NO_BRANCH else place_of(None, facts, branch)
 
     def text_bytes(self, node_id: str, compute_bytes: int) -> int:
         """Of the files behind a connected text encoder; 0 without one, or where another loader made it."""

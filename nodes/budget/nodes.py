@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..common.compat import RenderPlanIO, VideoMemoryIO, field, io, schema
+from ..common.compat import RenderPlanIO, SpatialMemoryIO, VideoMemoryIO, field, io, schema
 from ..common.types import TEMPORAL_STRIDE, VideoMemory
 from .answer import notes_of, plan_asked
 from .bridge import is_fused, look_around, model_facts_on, records, vae_facts
 from .graph import Asked
+from .place import BRANCHES, NO_BRANCH, place_of
 from .planner import PROFILES, budget_of, check_profile
 from .report import report
 
@@ -31,6 +32,12 @@ _OPTIONAL = (
                   "and the nearest plans that fit are named."),
     field(io.Clip, "clip", optional=True,
           tooltip="The text encoder, to count its weights too; it is not loaded for this."),
+    field(SpatialMemoryIO, "spatial_memory", optional=True,
+          tooltip="The place, for clips of Spatial Clip Sampler and Mirage Clip Sampler: its RAM is counted, and no "
+                  "keys and values."),
+    field(io.Combo, "mirage_branch", display_name="Mirage branch", options=list(BRANCHES), default=NO_BRANCH,
+          optional=True,
+          tooltip="For Mirage Clip Sampler: the weights of its branch, which lie on the card beside the model's."),
 )
 
 
@@ -89,14 +96,16 @@ class BudgetGate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, memory: VideoMemory, width: int, height: int, clip_seconds: float, budget_gb: float,
-                profile: str, clip=None, **others: float | bool) -> io.NodeOutput:
+                profile: str, clip=None, spatial_memory=None, mirage_branch: str = NO_BRANCH,
+                **others: float | bool) -> io.NodeOutput:
         machine = look_around(model.load_device, int(model.model_size()) + int(vae.model_size()), measure_disks=True)
         budget = budget_of(machine, budget_gb)
         is_card = machine.unified and budget_gb > 0
         facts = model_facts_on(model, is_card)
         asked = Asked(facts, vae_facts(vae, is_card, facts.family), memory.spec, bool(memory.blocks),
                       {"width": width, "height": height, "clip_seconds": clip_seconds, "profile": profile, **others},
-                      int(clip.patcher.model_size()) if clip is not None else 0)
+                      int(clip.patcher.model_size()) if clip is not None else 0,
+                      place=place_of(spatial_memory, facts, mirage_branch))
         plan = plan_asked(asked, budget, machine, is_card or is_fused(), records())
         return io.NodeOutput(plan, replace(memory, spec=plan.spec), plan.width, plan.height,
                              TEMPORAL_STRIDE * plan.clip_latents - 3, report(plan, machine, budget, notes_of(asked)))

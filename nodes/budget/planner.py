@@ -13,6 +13,7 @@ from ..common.errors import message
 from ..common.types import TEMPORAL_STRIDE, TILE_BY_CORE, MemorySpec, ModelFacts, PhaseCost, RenderPlan
 from .cost_model import CONTEXT_BYTES, CORE, Job, VaeFacts, phase_costs, sampling_cost
 from .ladder import PROFILES, TAKEN_UNASKED, Rung, fit_size, ladder, least_clip_latents
+from .place import Place
 from .probe import GIB, Budget, Machine
 from .report import decisions, gb
 
@@ -26,7 +27,7 @@ RAM_RESERVE_BYTES = 512 * 2**20  # left to the system where VRAM is RAM (assumed
 class Extras:
     """What else a plan depends on. may_shrink: the size may be given up, last of all. The others: as in Job.
 
-    card: the device's name, for the plan.
+    card: the device's name, for the plan. place: as in Job.
     """
 
     may_shrink: bool = False
@@ -35,6 +36,7 @@ class Extras:
     is_fused: bool = True
     learned: tuple[tuple[str, int], ...] = ()
     card: str = ""
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def make_plan(facts: ModelFacts, vae: VaeFacts, width: int, height: int, clip_s:
     check_request(clip_s, profile)
     size = fit_size(facts, width, height)
     job = Job(facts, vae, *size, clip_latents_of(spec, clip_s), spec, prompts=extras.prompts,
-              text_bytes=extras.text_bytes, is_fused=extras.is_fused, learned=extras.learned)
+              text_bytes=extras.text_bytes, is_fused=extras.is_fused, learned=extras.learned,
+              place=extras.place)
     wish = Wish(job, profile, budget, _pinned(pinned, extras, budget))
     chosen = first_that_fits(wish)
     if chosen is None:

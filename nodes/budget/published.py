@@ -1,7 +1,6 @@
 """Files that somebody does not have yet: the tensors that they hold, by the sizes that their publishers name.
 
-So that a workflow tells whether it fits before ten gigabytes are fetched. Names and shapes are those of ComfyUI's
-model classes (tests/budget/test_published.py compares them). Sizes: github.com/Wan-Video/Wan2.1 and Wan2.2
+So that a workflow tells whether it fits before ten gigabytes are fetched. Sizes: github.com/Wan-Video/Wan2.1 and Wan2.2
 (wan/configs), huggingface.co/google/umt5-xxl (config.json).
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,22 +17,9 @@ from ..loading.files import TensorHeader
 from ..loading.formats import Checkpoint
 from ..loading.text_formats import UMT5
 from .cost_model import VaeFacts
+from .shapes import WanSize, umt5_shapes, wan_shapes
 
-TEXT_DIM, TIME_DIM, IMAGE_DIM, PATCH = 4096, 256, 1280, (1, 2, 2)
 SIXTEEN_BITS = torch.bfloat16
-
-
-@dataclass(frozen=True)
-class WanSize:
-    """One of Wan's models. title: for people. inputs, outputs: channels. has_image: a place for CLIP Vision."""
-
-    title: str
-    dim: int
-    ffn: int
-    layers: int
-    inputs: int = 16
-    outputs: int = 16
-    has_image: bool = False
 
 
 WAN_1_3B = WanSize("Wan 2.1 T2V 1.3B", 1536, 8960, 30)
@@ -52,7 +37,6 @@ MODELS = (
 # kind, base channels of the decoder, pixels per latent pixel, values of all weights
 VAES = ((r"wan.?2.?2.?vae", "wan22", 160, 16, 704_688_668), (r"wan.?2.?1.?vae", "wan21", 96, 8, 126_892_531))
 TEXT_ENCODERS = r"umt5.?xxl"
-UMT5_VOCABULARY, UMT5_LAYERS, UMT5_HEADS, UMT5_FFN, BUCKETS = 256384, 24, 64, 10240, 32
 
 
 def published_model(name: str) -> tuple[Checkpoint, str] | None:
@@ -72,56 +56,9 @@ def published_text_encoder(name: str) -> Checkpoint | None:
     return _checkpoint(name, UMT5, umt5_shapes()) if _is(TEXT_ENCODERS, name) else None
 
 
-def wan_shapes(size: WanSize) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor."""
-    dim, ffn = size.dim, size.ffn
-    yield "patch_embedding.weight", (dim, size.inputs, *PATCH)
-    yield "patch_embedding.bias", (dim,)
-    for name, out, width in (("text_embedding.0", dim, TEXT_DIM), ("text_embedding.2", dim, dim),
-                             ("time_embedding.0", dim, TIME_DIM), ("time_embedding.2", dim, dim),
-                             ("time_projection.1", 6 * dim, dim)):
-        yield from _linear(name, out, width)
-    for i in range(size.layers):
-        yield f"blocks.{i}.modulation", (1, 6, dim)
-        for part in ("self_attn", "cross_attn"):
-            extra = ("k_img", "v_img") if size.has_image and part == "cross_attn" else ()
-            for name in ("q", "k", "v", "o", *extra):
-                yield from _linear(f"blocks.{i}.{part}.{name}", dim, dim)
-            for name in ("norm_q", "norm_k", *(("norm_k_img",) if extra else ())):
-                yield f"blocks.{i}.{part}.{name}.weight", (dim,)
-        yield from ((f"blocks.{i}.norm3.{name}", (dim,)) for name in ("weight", "bias"))
-        yield from _linear(f"blocks.{i}.ffn.0", ffn, dim)
-        yield from _linear(f"blocks.{i}.ffn.2", dim, ffn)
-    yield "head.modulation", (1, 2, dim)
-    yield from _linear("head.head", size.outputs * PATCH[1] * PATCH[2], dim)
-    if size.has_image:
-        for name, width in (("img_emb.proj.0", IMAGE_DIM), ("img_emb.proj.4", dim)):
-            yield from ((f"{name}.{part}", (width,)) for part in ("weight", "bias"))
-        yield from _linear("img_emb.proj.1", IMAGE_DIM, IMAGE_DIM)
-        yield from _linear("img_emb.proj.3", dim, IMAGE_DIM)
-
-
-def umt5_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor of UMT5-XXL's encoder."""
-    yield "shared.weight", (UMT5_VOCABULARY, TEXT_DIM)
-    for i in range(UMT5_LAYERS):
-        attention, forward = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
-        yield from ((f"{attention}.SelfAttention.{name}.weight", (TEXT_DIM, TEXT_DIM)) for name in "qkvo")
-        yield f"{attention}.SelfAttention.relative_attention_bias.weight", (BUCKETS, UMT5_HEADS)
-        yield from ((f"{forward}.DenseReluDense.{name}.weight", (UMT5_FFN, TEXT_DIM)) for name in ("wi_0", "wi_1"))
-        yield f"{forward}.DenseReluDense.wo.weight", (TEXT_DIM, UMT5_FFN)
-        yield from ((f"{part}.layer_norm.weight", (TEXT_DIM,)) for part in (attention, forward))
-    yield "encoder.final_layer_norm.weight", (TEXT_DIM,)
-
-
 def _is(pattern: str, name: str) -> bool:
     file = Path(name.replace("\\", "/")).name
     return bool(re.search(pattern, file, re.IGNORECASE)) and not PACKED.search(file)
-
-
-def _linear(name: str, out: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (out, width)
-    yield f"{name}.bias", (out,)
 
 
 def _checkpoint(name: str, family: object, shapes: Iterator[tuple[str, tuple[int, ...]]]) -> Checkpoint:

@@ -44,13 +44,15 @@ def linked(file: File) -> tuple[File, ...]:
 
 
 def plan(preset: str, size: tuple[int, int], clip_s: float, budget_gb: float, gate: dict | None = None,
-         **memory: object) -> list[Node]:
-    """Persistent Memory and the gate; `gate` and `memory` are inputs of theirs that differ from the defaults."""
+         place: str = "", **memory: object) -> list[Node]:
+    """Persistent Memory and the gate; `gate` and `memory` are inputs of theirs that differ from the defaults. place:
+    the output that a spatial memory comes from, "" = none."""
     return [
         Node("memory", "VideoMemoryPersistentMemory", 2, {"preset": preset, **memory}),
         Node("gate", "VideoMemoryBudgetGate", 2,
              {"width": size[0], "height": size[1], "clip_seconds": clip_s, "budget_gb": budget_gb, **(gate or {})},
-             {"model": "model.0", "vae": "vae.0", "memory": "memory.0", "clip": "clip.0"}),
+             {"model": "model.0", "vae": "vae.0", "memory": "memory.0", "clip": "clip.0",
+              **({"spatial_memory": place} if place else {})}),
     ]
 
 

@@ -69,7 +69,7 @@ def update_row() -> list[Node]:
 def world_walk_720p_12gb() -> tuple[list[Node], dict[int, str]]:
     name = "my_world_walk"
     nodes = [*load((TI2V_5B, UMT5, VAE_22), "nf4_int8"), *pictures(),
-             *plan("wan22_ti2v_5b", SIZE, 5.0, 12.0, {"cfg": 5.0}, reanchor_clips=2), *place(),
+             *plan("wan22_ti2v_5b", SIZE, 5.0, 12.0, {"cfg": 5.0}, "lift.0", reanchor_clips=2), *place(),
              *write(5.0, 10.0, scenes=SCENES), negative(),
              *clip_row(0, 0, name, "lift.0", start_image="image_scaled.0", video_memory="gate.1"), *update_row(),
              *clip_row(1, 2, name, "update.0", video_memory="save0.1"), *finish(name, FPS, "save1.0"),
@@ -83,7 +83,7 @@ def world_walk_720p_12gb() -> tuple[list[Node], dict[int, str]]:
            "must not be remembered: connect a mask of a segmentation node to Lift.",
         2: "Two memories: the **hero** (frames; *Persistent Memory*) and the **place** (a cloud of latent points; "
            "*Lift*). The camera goes to the right, turns, and comes back by the same way.\n\n**Change**: the moves; "
-           "near and far of the depth. " + UNMEASURED + " It does not count the place, which takes megabytes.",
+           "near and far of the depth. " + UNMEASURED + " The place takes RAM alone.",
         3: "Two clips of 5 seconds, one out, one back. The negative prompt counts (cfg 5).",
         4: "Clip 2 begins at frame 120, the last one of clip 1, and is shown what its cameras know of the place; what "
            "nobody has seen is made.\n\n**To remember clip 1 too**: connect *Frames of clip 1* to a depth node for "

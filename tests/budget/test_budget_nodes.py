@@ -154,6 +154,21 @@ def test_ordinary_ti2v_5b_pays_for_the_whole_clip(gate, empty_5b):
     assert offloaded.clip_latents == 30 and "of the model rest in RAM: saves" in "".join(offloaded.decisions)
 
 
+def test_a_place_and_a_branch_are_counted(gate, empty_5b):
+    from pack.nodes.sampling.presets import memory_spec
+
+    from .test_place import Cloud
+
+    def sampling(**more):
+        memory = VideoMemory(memory_spec("wan22_ti2v_5b"))
+        return gate.execute(empty_5b, _empty_wan22_vae(), memory, 1280, 704, 1.4, 24.0, "balanced", **more
+                            ).result[0].phases[1]
+
+    plain, place = sampling(), sampling(spatial_memory=Cloud())
+    assert place.vram_bytes == plain.vram_bytes and place.ram_bytes > plain.ram_bytes + 10**8
+    assert sampling(spatial_memory=Cloud(), mirage_branch="nf4").vram_bytes > place.vram_bytes + 10**9
+
+
 @pytest.mark.parametrize(("kind", "preset"), [
     ("hunyuan_v1", "hunyuan_i2v"), ("hunyuan_v2", "hunyuan_i2v_v2"), ("hunyuan15", "hunyuan15_i2v"), ("svd", "svd")])
 def test_models_that_are_not_wan_are_planned_and_their_decode_is_left_to_comfyui(gate, kind, preset):

@@ -13,7 +13,6 @@ from pack.nodes.budget.cost_model import (
     Job,
     VaeFacts,
     decode_cost,
-    ffv1_ram_bytes,
     forward_bytes,
     kept_bytes,
     memory_bytes,
@@ -22,6 +21,7 @@ from pack.nodes.budget.cost_model import (
     sampling_cost,
     tokens_per_latent,
 )
+from pack.nodes.budget.writers import ffv1_ram_bytes
 from pack.nodes.common.types import MemorySpec, ModelFacts
 from pack.nodes.sampling.presets import memory_spec
 from pack.nodes.video.decode import CONTEXT_LATENTS

@@ -14,9 +14,8 @@ from pack.nodes.budget.published import (
     published_model,
     published_text_encoder,
     published_vae,
-    umt5_shapes,
-    wan_shapes,
 )
+from pack.nodes.budget.shapes import umt5_shapes, wan_shapes
 
 from .test_graph import MACHINE
 
