@@ -28,7 +28,8 @@ LOG = ROOT / ".cache" / "setup.log"
 MARKER = "videomemory.json"
 TORCH = ["torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0"]
 PINNED = ["transformers>=4.50.3,<5"]
-TEST_TOOLS = ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6", "playwright==1.65.2"]
+TEST_TOOLS = ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6", "playwright==1.65.2",
+              "axe-playwright-python==0.1.8"]  # brings axe-core, which judges the accessibility of our panels
 TEST_BITSANDBYTES = "bitsandbytes==0.50.2"
 RECIPE_VERSION = 1
 # Measured on Linux x86_64 at the worst moment of the set-up (packages being unpacked), rounded up.
