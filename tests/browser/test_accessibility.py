@@ -25,6 +25,11 @@ THEME = """async (name) => {
 # The editor's bars are hidden for axe: their see-through middle lies over the nodes.
 SEEN = """.videomemory-panel { background: var(--body-of-nodes) }
 div:has(.graph-canvas-panel):not(:has(#graph-canvas)) { visibility: hidden }"""
+SHOW = """(kind) => {
+  app.canvas.ds.scale = 1;
+  app.canvas.centerOnNode(app.graph.nodes.find(node => node.type === kind));
+  app.canvas.setDirty(true, true);
+}"""
 THEMES = ("light", "dark")  # the editor's own; dark is what it starts with
 BAD = ("serious", "critical")
 
