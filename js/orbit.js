@@ -21,7 +21,7 @@ app.registerExtension({
     let shown = null;
     lookEvery(node, LOOK_MS, () => {
       const cloud = outputOf(node)?.videomemory_orbit?.[0];
-      if (cloud === shown) return;
+      if (cloud === shown) return view.refresh();
       shown = cloud;
       view.show(cloud);
     });

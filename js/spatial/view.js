@@ -95,7 +95,9 @@ export class OrbitView {
     const { canvas } = this;
     [canvas.width, canvas.height] = [canvas.clientWidth, canvas.clientHeight]; // empties it too
     if (!this.cloud || !canvas.width || !canvas.height) return;
-    const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, canvas.height);
+    // in RAM: every picture is put there whole, and Chromium loses it when a canvas of the card is read back
+    const context = canvas.getContext("2d", { willReadFrequently: true }), image = context.createImageData(canvas.width, canvas.height);
+    this.ink = getComputedStyle(canvas).color;
     const project = this.projection(canvas.width, canvas.height);
     const pixels = new Uint32Array(image.data.buffer), nearest = new Float32Array(pixels.length).fill(Infinity);
     const { scale } = this.cloud, { points, colours } = this;
@@ -105,6 +107,11 @@ export class OrbitView {
     }
     context.putImageData(image, 0, 0);
     this.drawCamera(context, project);
+  }
+
+  /** After another theme the first camera is drawn in its colour. */
+  refresh() {
+    if (this.ink && this.ink !== getComputedStyle(this.canvas).color) this.draw();
   }
 
   /** World offset from the middle -> [u, v, depth, size of the point in pixels]. */
@@ -127,7 +134,7 @@ export class OrbitView {
     const at = (x, y, z) => project(x * size - middle[0], y * size - middle[1], z * size - middle[2]);
     const eye = at(0, 0, 0), corners = [at(-1, -0.6, 1.5), at(1, -0.6, 1.5), at(1, 0.6, 1.5), at(-1, 0.6, 1.5)];
     if ([eye, ...corners].some(([, , depth]) => depth <= 0)) return;
-    context.strokeStyle = getComputedStyle(this.canvas).color;
+    context.strokeStyle = this.ink;
     context.lineWidth = 1.5;
     context.beginPath();
     corners.forEach((corner, i) => {
