@@ -54,7 +54,7 @@ async function ask(route, name, key = route) {
 /** Show what the server says under the node while it makes the film: the clip, the chunk and the time that is left. */
 function followProgress(node, view) {
   const isOurs = (id) => String(id) === String(node.id) || String(id).endsWith(`:${node.id}`);
-  const said = ({ detail }) => false && view.showProgress(detail.text);
+  const said = ({ detail }) => isOurs(detail.nodeId) && view.showProgress(detail.text);
   const ended = () => view.showProgress("");
   api.addEventListener("progress_text", said);
   for (const event of ENDS) api.addEventListener(event, ended);
