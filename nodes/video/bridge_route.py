@@ -108,8 +108,8 @@ def clip_files(run_name: str) -> dict[int, ClipFile]:
         if take.status == "done":
             with contextlib.suppress(ValueError, RuntimeError):  # without frames, or damaged
                 path = run.file(take, "video")
-                sha256 = take.files["video"].sha256
-                found[index] = ClipFile(index, path, sha256, take.frames, take.fps, take.cuts)
+                key = f"{take.digest} {take.video_key}"
+                found[index] = ClipFile(index, path, key, take.frames, take.fps, take.cuts)
     return found
 
 

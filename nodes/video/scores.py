@@ -8,7 +8,7 @@ units, from the first clip. A few frames of each file are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ..common.errors import message
 from ..interpolation.joins import REACH, measure
 from ..interpolation.seams import cut_score, difference_motion
 from ..memory.drift import direction, look_of
+from .tiers import COMPRESSED
 
 SIDE = REACH + 1  # frames on each side of a join
 SAMPLES = 5  # frames of a clip, evenly spread, that stand for its look
@@ -29,11 +30,12 @@ KEPT = 512  # results
 
 @dataclass(frozen=True)
 class ClipFile:
-    """The frames of one clip. cuts: scene cuts of the film up to and with it, see types.ClipRecord."""
+    """The frames of one clip. key: what they were made from; they may be stored in another file later, compressed, and
+    score the same. cuts: scene cuts of the film up to and with it, see types.ClipRecord."""
 
     index: int
-    path: Path
-    sha256: str
+    path: Path = field(compare=False)
+    key: str
     frames: int
     fps: float
     cuts: int = 0
@@ -72,16 +74,18 @@ def drift_score(first: ClipFile, clip: ClipFile) -> Score:
 
 
 def frames_at(clip: ClipFile, indexes: Sequence[int]) -> list[torch.Tensor]:
-    """These frames of a clip, rising numbers, uint8 [H, W, 3]; what lies between is passed over where the codec can.
+    """These frames of a clip, rising numbers, uint8 [H, W, 3]. Lossless files are sought in; in compressed ones a frame
+    needs those before it, so that they are read through.
 
     RuntimeError when the file is damaged or has fewer frames than it should.
     """
     found: list[torch.Tensor] = []
     try:
         with av.open(str(clip.path)) as container:
-            stream, last, frames = container.streams.video[0], -2, iter(())
+            stream, last, can_seek = container.streams.video[0], -2, not clip.path.name.endswith(COMPRESSED)
+            frames = container.decode(stream)
             for index in indexes:
-                if index != last + 1:
+                if can_seek and index != last + 1:
                     container.seek(int(index / clip.fps / stream.time_base), stream=stream)
                     frames = container.decode(stream)
                 frame = next(one for one in frames if round(float(one.pts * stream.time_base) * clip.fps) >= index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from pack.nodes.memory.drift import colour_distance, look_of, mean_lab
 from pack.nodes.video.encode import read_frames, write_ffv1
 from pack.nodes.video.scores import ClipFile, drift_score, frames_at, join_score
-from pack.nodes.video.tiers import compress_video
+from pack.nodes.video.tiers import COMPRESSED, compress_video
 
 FPS = 24.0
 NOISE = torch.rand(6, 20, 3, generator=torch.Generator().manual_seed(1))
@@ -78,12 +79,21 @@ def test_any_frame_is_found_in_any_file(tmp_path, fps, compressed):
     path = tmp_path / "clip.mkv"
     facts = write_ffv1(path, (torch.full((64, 64, 3), 4 * i, dtype=torch.uint8) for i in range(60)), fps)
     if compressed:
-        compress_video(path, tmp_path / "small.mkv", 60, facts.fps)
-        path = tmp_path / "small.mkv"
+        compress_video(path, tmp_path / f"small{COMPRESSED}", 60, facts.fps)
+        path = tmp_path / f"small{COMPRESSED}"
     wanted = [0, 1, 2, 17, 30, 31, 57, 58, 59]
     asked, every = ClipFile(0, path, "", 60, float(facts.fps)), list(read_frames(path))
     assert torch.equal(torch.stack(frames_at(asked, wanted)), torch.stack([every[i] for i in wanted]))
     assert torch.equal(frames_at(asked, [43])[0], every[43])
+
+
+def test_a_clip_that_was_compressed_since_keeps_its_scores_without_being_read(tmp_path):
+    first, second = clip(tmp_path, 0, steps(0)), clip(tmp_path, 1, steps(48))
+    scores = join_score(first, second), drift_score(first, second)
+    gone = replace(second, path=tmp_path / f"not there{COMPRESSED}")
+    assert (join_score(first, gone), drift_score(first, gone)) == scores
+    with pytest.raises(RuntimeError, match="could not be read"):
+        drift_score(first, replace(gone, key="another take"))
 
 
 def test_a_file_that_is_too_short_is_told(tmp_path):
