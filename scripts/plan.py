@@ -79,7 +79,8 @@ def prompt_of(content: dict) -> dict:
         raise ValueError("it holds no graph")
     if "nodes" not in content:
         return content
-    kinds = {node["type"] for node in content["nodes"]}
+    graphs = [content, *((content.get("definitions") or {}).get("subgraphs") or [])]
+    kinds = {node["type"] for graph in graphs for node in graph["nodes"]}
     return prompt_from_workflow(content, {kind: NOTHING for kind in kinds} | definitions(kinds))
 
 

@@ -1,7 +1,8 @@
 """Turns a workflow file of the graph editor (format 0.4) into the prompt that ComfyUI's /prompt takes.
 
 The editor does this in the browser when Run is pressed. What it takes: links of the file, values of the widgets (stored
-by position, in the order of the node's definition), the definitions from /object_info. Sub-graphs are refused.
+by position, in the order of the node's definition), the definitions from /object_info. A node inside a sub-graph gets
+the editor's name for it: the number of the sub-graph's node, a colon, its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from .errors import CannotContinue
 NOTES = ("Note", "MarkdownNote")
 REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"
 MUTED, BYPASSED = 2, 4
+INPUTS, OUTPUTS = -10, -20  # the nodes of a sub-graph that stand for its own inputs and outputs
+FACE = "-1"  # "a widget of the sub-graph's own node", where a node's number is expected
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 SEEDS = ("seed", "noise_seed")
 
@@ -25,36 +28,81 @@ class Constant:
     value: Any
 
 
+@dataclass(frozen=True)
+class Graph:
+    """The workflow, or the inside of one node that is a sub-graph.
+
+    nodes: by number. links: {number: (source, output)}. inputs: names of the sub-graph's inputs by number; widgets:
+    those that stand for a widget inside. ends: {output of the sub-graph: link into it}. definitions: all sub-graphs of
+    the file by id. path: what precedes the numbers of its nodes ("12:"). around, face: the graph that this one lies in
+    and the node that shows it there; None for the workflow itself.
+    """
+
+    nodes: dict[int, dict]
+    links: dict[int, tuple[int, int]]
+    inputs: dict[int, str]
+    widgets: frozenset[str]
+    ends: dict[int, int]
+    definitions: dict[str, dict]
+    path: str = ""
+    around: Graph | None = None
+    face: dict | None = None
+
+    def inside(self, face: dict) -> Graph:
+        """The graph that the node `face` shows."""
+        definition = self.definitions[face["type"]]
+        if self._is_within(face["type"]):
+            raise CannotContinue(f"The sub-graph {definition.get('name')} contains itself: take it out of itself in "
+                                 f"the graph editor and save the workflow again.")
+        links, nodes = definition.get("links", []), {node["id"]: node for node in definition["nodes"]}
+        inputs = {slot: one["name"] for slot, one in enumerate(definition.get("inputs", []))}
+        widgets = frozenset(inputs[link["origin_slot"]] for link in links if link["origin_id"] == INPUTS
+                            and nodes[link["target_id"]]["inputs"][link["target_slot"]].get("widget"))
+        return Graph(nodes, {link["id"]: (link["origin_id"], link["origin_slot"]) for link in links}, inputs, widgets,
+                     {link["target_slot"]: link["id"] for link in links if link["target_id"] == OUTPUTS},
+                     self.definitions, f"{self.path}{face['id']}:", self, face)
+
+    def _is_within(self, kind: str) -> bool:
+        return self.face is not None and (self.face["type"] == kind or self.around._is_within(kind))
+
+
 def prompt_from_workflow(workflow: dict, object_info: dict) -> dict:
     """The API prompt {node id: {class_type, inputs, _meta}} of an editor workflow.
 
-    Muted and bypassed nodes, Reroute, PrimitiveNode and notes are resolved as the editor does. Raises CannotContinue
-    for a node that this ComfyUI does not have, and for sub-graphs.
+    Muted and bypassed nodes, Reroute, PrimitiveNode, notes and sub-graphs are resolved as the editor does. Raises
+    CannotContinue for a node that this ComfyUI does not have, and for a sub-graph that contains itself.
     """
-    if (workflow.get("definitions") or {}).get("subgraphs"):
-        raise CannotContinue("The workflow contains sub-graphs, which only the graph editor can resolve: unpack them "
-                             "there (right click, Unpack Subgraph) and save it again.")
-    nodes = {node["id"]: node for node in workflow["nodes"]}
+    definitions = {one["id"]: one for one in (workflow.get("definitions") or {}).get("subgraphs") or []}
     links = {link[0]: (link[1], link[2]) for link in workflow.get("links", [])}
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    return _prompt_of(Graph(nodes, links, {}, frozenset(), {}, definitions), object_info)
+
+
+def _prompt_of(graph: Graph, object_info: dict) -> dict:
     prompt = {}
-    for node in workflow["nodes"]:
-        if node["type"] in (*NOTES, REROUTE, PRIMITIVE) or node.get("mode") in (MUTED, BYPASSED):
+    for node in graph.nodes.values():
+        if node["type"] in (*NOTES, REROUTE, PRIMITIVE) or not _runs(node):
+            continue
+        if node["type"] in graph.definitions:
+            prompt |= _prompt_of(graph.inside(node), object_info)
             continue
         if node["type"] not in object_info:
-            raise CannotContinue(f"The workflow needs the node {node['type']} (id {node['id']}), which this ComfyUI "
-                                 f"does not have: update ComfyUI, or install the pack that brings it.")
+            raise CannotContinue(f"The workflow needs the node {node['type']} (id {graph.path}{node['id']}), which "
+                                 f"this ComfyUI does not have: update ComfyUI, or install the pack that brings it.")
         inputs = _widget_inputs(node, object_info[node["type"]])
         for slot in node.get("inputs") or []:
-            if slot.get("link") is None:
-                continue
-            origin = _origin(slot["link"], nodes, links)
+            origin = _origin(slot.get("link"), graph)
             if isinstance(origin, Constant):
                 inputs[slot["name"]] = origin.value
             elif origin is not None:
-                inputs[slot["name"]] = [str(origin[0]), origin[1]]
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs,
-                                   "_meta": {"title": node.get("title") or node["type"]}}
+                inputs[slot["name"]] = [origin[0], origin[1]]
+        prompt[f"{graph.path}{node['id']}"] = {"class_type": node["type"], "inputs": inputs,
+                                               "_meta": {"title": node.get("title") or node["type"]}}
     return prompt
+
+
+def _runs(node: dict) -> bool:
+    return node.get("mode") not in (MUTED, BYPASSED)
 
 
 def widget_names(definition: dict) -> list[str | None]:
@@ -105,13 +153,16 @@ def _wrapped(value: Any) -> Any:
     return {"__value__": value} if isinstance(value, list) else value  # a bare list would be read as a link
 
 
-def _origin(link: int, nodes: dict, links: dict) -> tuple[int, int] | Constant | None:
+def _origin(link: int | None, graph: Graph) -> tuple[str, int] | Constant | None:
     """(node id, output) that a link really comes from; None when it ends in a muted node or in nothing."""
-    while link is not None:
-        if link not in links:
-            return None
-        source, slot = links[link]
-        node = nodes.get(source)
+    while link in graph.links:
+        source, slot = graph.links[link]
+        if source == INPUTS:
+            link, graph = _given(graph, slot), graph.around
+            if isinstance(link, Constant):
+                return link
+            continue
+        node = graph.nodes.get(source)
         if node is None or node.get("mode") == MUTED:
             return None
         if node["type"] == PRIMITIVE:
@@ -120,9 +171,24 @@ def _origin(link: int, nodes: dict, links: dict) -> tuple[int, int] | Constant |
             link = node["inputs"][0].get("link")
         elif node.get("mode") == BYPASSED:
             link = _link_through(node, slot)
+        elif node["type"] in graph.definitions:
+            graph = graph.inside(node)
+            link = graph.ends.get(slot)
         else:
-            return source, slot
+            return f"{graph.path}{source}", slot
     return None
+
+
+def _given(graph: Graph, slot: int) -> int | Constant | None:
+    """What the node that shows this sub-graph has at its input number `slot`: a link, or the value on its face."""
+    name, face = graph.inputs[slot], graph.face
+    link = next((one.get("link") for one in face["inputs"] if one["name"] == name), None)
+    if link is not None:
+        return link
+    shown = [(str(number), widget) for number, widget in (face.get("properties") or {}).get("proxyWidgets") or []]
+    order = shown or [(FACE, one) for one in graph.inputs.values() if one in graph.widgets]
+    values = dict(zip(order, face.get("widgets_values") or [], strict=False))
+    return Constant(_wrapped(values[FACE, name])) if (FACE, name) in values else None
 
 
 def _link_through(node: dict, slot: int) -> int | None:

@@ -77,11 +77,62 @@ def test_a_bypassed_node_is_stepped_over_and_a_muted_one_cuts(mode, expected):
     assert prompt["2"]["inputs"].get("model") == expected
 
 
-def test_a_workflow_is_refused_when_a_node_is_unknown_or_hidden_in_a_subgraph():
+def test_a_workflow_is_refused_when_a_node_is_unknown():
     with pytest.raises(CannotContinue, match=r"needs the node Sorcery \(id 9\)"):
         convert([node(9, "Sorcery")])
-    with pytest.raises(CannotContinue, match="sub-graphs"):
-        prompt_from_workflow({"nodes": [], "links": [], "definitions": {"subgraphs": [{}]}}, INFO)
+
+
+def subgraph(id: str, nodes: list, links: list, inputs: list[str]) -> dict:
+    """links: (number, source, output, target, input, type); -10 and -20 are the sub-graph's own ends."""
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    return {"id": id, "name": id, "nodes": nodes, "inputs": [{"name": name} for name in inputs],
+            "links": [dict(zip(names, link, strict=True)) for link in links]}
+
+
+def with_subgraphs(nodes: list, links: list, *subgraphs: dict) -> dict:
+    return prompt_from_workflow({"nodes": nodes, "links": [list(link) for link in links], "version": 0.4,
+                                 "definitions": {"subgraphs": list(subgraphs)}}, INFO)
+
+
+def sampler_inside(face_mode: int = 0, **face: object) -> dict:
+    """A loader outside, a sub-graph with a sampler that takes its model and its steps from the sub-graph's face."""
+    sampler = node(4, "Sampler", [("model", "MODEL", 1), ("steps", "INT", 2)], ["LATENT"], VALUES)
+    sampler["inputs"][1]["widget"] = {"name": "steps"}
+    inner = subgraph("box", [sampler], [(1, -10, 0, 4, 0, "MODEL"), (2, -10, 1, 4, 1, "INT"),
+                                        (3, 4, 0, -20, 0, "LATENT")], ["model", "steps"])
+    shown = {**node(2, "box", [("model", "MODEL", 5)], ["LATENT"], mode=face_mode), **face}
+    after = node(3, "Sampler", [("model", "MODEL", 6)], values=VALUES)
+    return with_subgraphs([node(1, "Loader", outputs=["MODEL"]), shown, after],
+                          [(5, 1, 0, 2, 0, "MODEL"), (6, 2, 0, 3, 0, "MODEL")], inner)
+
+
+def test_nodes_inside_a_subgraph_are_linked_through_its_ends():
+    prompt = sampler_inside()
+    assert set(prompt) == {"1", "2:4", "3"}
+    assert prompt["2:4"]["inputs"]["model"] == ["1", 0] and prompt["2:4"]["inputs"]["steps"] == 8
+    assert prompt["3"]["inputs"]["model"] == ["2:4", 0]
+
+
+@pytest.mark.parametrize("shown", [None, [["-1", "steps"]]])
+def test_a_value_on_the_face_of_a_subgraph_wins(shown):
+    prompt = sampler_inside(widgets_values=[33], properties={"proxyWidgets": shown})
+    assert prompt["2:4"]["inputs"]["steps"] == 33
+
+
+@pytest.mark.parametrize("mode", [2, 4])
+def test_nothing_inside_a_muted_or_bypassed_subgraph_runs(mode):
+    prompt = sampler_inside(face_mode=mode)
+    assert set(prompt) == {"1", "3"} and "model" not in prompt["3"]["inputs"]
+
+
+def test_a_subgraph_in_a_subgraph_is_resolved_and_one_in_itself_is_refused():
+    inner = subgraph("inner", [node(7, "Loader", outputs=["MODEL"])], [(1, 7, 0, -20, 0, "MODEL")], [])
+    outer = subgraph("outer", [node(5, "inner", outputs=["MODEL"])], [(1, 5, 0, -20, 0, "MODEL")], [])
+    nodes = [node(2, "outer", outputs=["MODEL"]), node(3, "Sampler", [("model", "MODEL", 1)], values=VALUES)]
+    prompt = with_subgraphs(nodes, [(1, 2, 0, 3, 0, "MODEL")], inner, outer)
+    assert set(prompt) == {"2:5:7", "3"} and prompt["3"]["inputs"]["model"] == ["2:5:7", 0]
+    with pytest.raises(CannotContinue, match="outer contains itself"):
+        with_subgraphs(nodes, [(1, 2, 0, 3, 0, "MODEL")], subgraph("outer", [node(5, "outer")], [], []))
 
 
 def core_templates(object_info: dict) -> dict[str, dict]:
@@ -95,8 +146,10 @@ def core_templates(object_info: dict) -> dict[str, dict]:
             workflow = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(workflow, dict) or "nodes" not in workflow:
                 continue
-            kinds = {n["type"] for n in workflow["nodes"]} - {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
-            if kinds <= set(object_info):  # a sub-graph's type is a UUID
+            inner = (workflow.get("definitions") or {}).get("subgraphs") or []
+            kinds = {n["type"] for graph in (workflow, *inner) for n in graph["nodes"]} - {
+                "Note", "MarkdownNote", "Reroute", "PrimitiveNode", *(graph["id"] for graph in inner)}
+            if kinds <= set(object_info):
                 templates[path.stem] = workflow
     return templates
 
