@@ -71,7 +71,8 @@ def branch_of(path: str, model: Any, weights: str = "original", min_bytes: int =
     wanted = (path, facts.st_mtime_ns, facts.st_size, weights, min_bytes)
     kept = _KEPT.get(model.model)
     if kept is None or kept[0] != wanted:
-        _KEPT.pop(model.model, None)  # two branches would lie in RAM
+        _KEPT.pop(model.model, None)
+        kept = None  # two branches would lie in RAM
         kept = _KEPT[model.model] = wanted, load_branch(path, model, weights, min_bytes, progress)
     return kept[1]
 

@@ -171,3 +171,18 @@ def test_the_kept_branch_goes_with_its_model_and_with_another_choice(tmp_path):
     del main, second
     gc.collect()
     assert alive() is None
+
+
+def test_another_choice_lets_go_of_the_kept_branch_before_it_reads(tmp_path):
+    from pack.nodes.common.progress import Progress
+    from pack.nodes.spatial.bridge_branch import branch_of
+
+    main, file, seen = packed_model(tmp_path), branch_file(tmp_path, blocks=2), []
+    old = weakref.ref(branch_of(file, main, "nf4", 0)[0].model)
+
+    def look(_done, _total):
+        gc.collect()
+        seen.append(old())
+
+    branch_of(file, main, "int8", 0, Progress(update=look))
+    assert seen and not any(seen), "two branches lay in RAM"
