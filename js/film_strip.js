@@ -7,7 +7,7 @@ import { FilmView } from "./film/view.js";
 import { addPanel, addStyles, asOneStep, lookEvery } from "./page.js";
 
 const NODE = "VideoMemoryRenderShort";
-const HEIGHT = 196;
+const HEIGHT = 216;
 const LOOK_MS = 2000;
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
 
