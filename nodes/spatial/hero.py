@@ -47,10 +47,9 @@ def check_hero(memory: object, preset: str, geometry: Geometry, latents: int, pa
     if path.fps != spec.fps:
         raise ValueError(message(f"{asked}: camera path and video_memory at one rate", f"{path.fps:g} fps",
                                  f"{spec.fps:g} fps, the memory's", "Give the camera path that rate."))
-    if not is_latent:
-        return
-    recipe, needed = LATENT_RECIPES[preset], latents_of(frames_to_keep(spec))
+    recipe, spec = LATENT_RECIPES[preset], _latent_spec(memory, preset)
     check_latent_spec(spec, recipe.max_overlap, recipe.min_overlap)
+    needed = latents_of(frames_to_keep(spec))
     if latents <= needed:
         raise ValueError(message(f"{asked}: the clip is shorter than what the next one is given of it",
                                  f"{latents} latents", f"{needed + 1} or more",
@@ -59,10 +58,9 @@ def check_hero(memory: object, preset: str, geometry: Geometry, latents: int, pa
 
 def as_latent(memory: VideoMemory, preset: str, decode: Decode) -> VideoMemory:
     """A latent memory as it is; a rolling one as a latent memory of the same film, without keys and values."""
-    if find_preset(memory.spec).strategy == "latent":
+    spec = _latent_spec(memory, preset)
+    if spec is memory.spec:
         return memory
-    spec = MemorySpec(preset, memory.spec.fps, LATENT_PRESETS[preset].chunk, 0, 0,
-                      overlap_latents=LATENT_RECIPES[preset].overlap)
     memory = replace(memory, spec=spec, model_key="")
     if memory.blocks and memory.tail is not None:
         oldest = memory.blocks[0].latents
@@ -70,6 +68,14 @@ def as_latent(memory: VideoMemory, preset: str, decode: Decode) -> VideoMemory:
         last = decode(memory.tail)[-frames_to_keep(spec):]
         memory = replace(remember_clip(memory, memory.tail[:, :0], last, anchor), clips_done=memory.clips_done)
     return replace(memory, blocks=(), archive=())
+
+
+def _latent_spec(memory: VideoMemory, preset: str) -> MemorySpec:
+    """What the film goes on with: a latent memory's own spec, the recipe's for a rolling one."""
+    if find_preset(memory.spec).strategy == "latent":
+        return memory.spec
+    return MemorySpec(preset, memory.spec.fps, LATENT_PRESETS[preset].chunk, 0, 0,
+                      overlap_latents=LATENT_RECIPES[preset].overlap)
 
 
 def hero_start(memory: VideoMemory, start_image: torch.Tensor | None) -> ClipStart:

@@ -156,6 +156,17 @@ def test_a_rolling_memory_goes_on_as_a_latent_one(kind):
     assert second(kind, after, camera_path=path)[3].clips_done == after.clips_done + 1
 
 
+@pytest.mark.parametrize(("kind", "latents"), [("ti2v", 1), ("vace", 3)])
+def test_a_rolling_memory_refuses_a_clip_that_adds_nothing(kind, latents):
+    memory = rolling(kind)
+    path = path_from_text("truck 1.2 in 2\nback", WIDTH, HEIGHT, memory.spec.fps, 60.0)
+    clone, taken = watched(kind)
+    with pytest.raises(ValueError, match=f"got {latents} latents; allowed: {latents + 1} or more"):
+        second(kind, memory, model=clone, camera_path=path, latents=latents)
+    assert not taken
+    assert second(kind, memory, camera_path=path, latents=latents + 1)[0]["samples"].shape[2] == latents
+
+
 @pytest.mark.parametrize(("words", "change"), [
     ("video_memory, but got 'int'", lambda kind: {"memory": 3}),
     ("video_memory for this MODEL", lambda kind: {"memory": empty_memory(spec_of(Choices("wan21_i2v_14b")))}),
