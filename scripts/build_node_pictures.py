@@ -1,8 +1,8 @@
 """Writes js/docs/images/<NodeId>.png: python scripts/build_node_pictures.py --url http://127.0.0.1:8188.
 
 A picture is what the real editor of a running ComfyUI shows of the node, alone on the canvas; those with a panel that
-fills are taken out of the demo workflow after a film of 9 seconds was made with it. Needs the demo's checkpoint
-(demo/toyworld) in that ComfyUI, `playwright`, PIL and a Chromium (CHROMIUM_PATH names another executable).
+fills are taken after a run: out of the demo workflow with a film of 9 seconds, and of a drawn room as a place. Needs
+the demo's checkpoint (demo/toyworld) in that ComfyUI, `playwright`, PIL and a Chromium (CHROMIUM_PATH names another).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -42,6 +42,24 @@ FILM = """async workflow => {
   app.graph.remove(find('VideoMemoryAssembleShort'));
   find('VideoMemoryRenderShort').connect(1, report, 'memory');
   find('VAELoader').connect(0, report, 'vae');
+  await app.queuePrompt(0);
+}"""
+SPATIAL, SPATIAL_FILLED = "VideoMemorySpatialReport", ".videomemory-orbit p:has-text('points')"
+SIZE = (320, 192)  # of the room
+ROOM = """async () => {
+  app.graph.clear();
+  const add = (type, values = {}) => {
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    for (const [name, value] of Object.entries(values)) node.widgets.find(widget => widget.name === name).value = value;
+    return node;
+  };
+  const lift = add('VideoMemoryLiftSpatial', {depth_kind: 'inverse', near: 2, far: 8});
+  add('VideoMemoryCameraPath', {moves: 'hold in 1', width: 320, height: 192}).connect(0, lift, 'camera_path');
+  add('VAELoader', {vae_name: 'toyworld_vae_fp16.safetensors'}).connect(0, lift, 'vae');
+  add('LoadImage', {image: 'node_pictures_depth.png'}).connect(0, lift, 'depth');
+  add('LoadImage', {image: 'node_pictures_room.png'}).connect(0, lift, 'image');
+  lift.connect(0, add('VideoMemorySpatialReport'), 'spatial_memory');
   await app.queuePrompt(0);
 }"""
 ALONE = """type => {
@@ -85,18 +103,46 @@ def main() -> None:
         page.goto(url, wait_until="domcontentloaded")
         page.wait_for_function(READY, timeout=120_000)
         for name in page.evaluate(NAMES):
-            if name not in FILLED:
+            if name not in (*FILLED, SPATIAL):
                 page.evaluate(SHOW, name)
                 page.wait_for_timeout(2200)  # panels ask the server
                 _take(page, name)
         page.evaluate(FILM, json.loads(DEMO.read_text(encoding="utf-8")))
         for name, content in FILLED.items():
-            page.locator(content).first.wait_for(state="attached", timeout=300_000)
-            for _ in range(2):  # the editor measures the node's own picture while it draws, and frames it the next time
-                page.evaluate(ALONE, name)
-                page.wait_for_timeout(1500)
-            _take(page, name)
+            _take_filled(page, name, content)
+        for name, picture in _room().items():
+            page.request.post(f"{url}/upload/image", multipart={"overwrite": "true", "image": {
+                "name": f"node_pictures_{name}.png", "mimeType": "image/png", "buffer": picture}})
+        page.evaluate(ROOM)
+        _take_filled(page, SPATIAL, SPATIAL_FILLED)
         browser.close()
+
+
+def _room() -> dict[str, bytes]:
+    """PNGs of a room with two boxes and of its depth, white = near."""
+    room, depth = Image.new("RGB", SIZE, (214, 190, 150)), Image.new("RGB", SIZE, (40, 40, 40))
+    draw, far = ImageDraw.Draw(room), ImageDraw.Draw(depth)
+    for y in range(110, SIZE[1]):
+        draw.line((0, y, SIZE[0], y), fill=(90, 110 + (y // 12 % 2) * 40, 80))
+        far.line((0, y, SIZE[0], y), fill=(40 + (y - 110) * 2,) * 3)
+    for box, colour, near in (((40, 60, 120, 150), (200, 40, 40), 120), ((200, 40, 270, 130), (40, 70, 200), 80)):
+        draw.rectangle(box, fill=colour)
+        far.rectangle(box, fill=(near,) * 3)
+    return {"room": _png(room), "depth": _png(depth)}
+
+
+def _png(image: Image.Image) -> bytes:
+    written = io.BytesIO()
+    image.save(written, "PNG")
+    return written.getvalue()
+
+
+def _take_filled(page: Page, name: str, content: str) -> None:
+    page.locator(content).first.wait_for(state="attached", timeout=300_000)
+    for _ in range(2):  # the editor measures the node's own picture while it draws, and frames it the next time
+        page.evaluate(ALONE, name)
+        page.wait_for_timeout(1500)
+    _take(page, name)
 
 
 def _take(page: Page, name: str) -> None:
