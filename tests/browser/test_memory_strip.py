@@ -107,6 +107,19 @@ def test_the_strip_is_the_same_in_nodes_2(page, strip):
         page.evaluate(RENDERER, False)
 
 
+def test_the_strip_fills_inside_a_subgraph(page, strip):
+    page.evaluate(BUILD, [bundled("demo_toyworld"), FILM])
+    page.evaluate(f"""() => {{
+      const made = app.graph.convertToSubgraph(new Set([{REPORT}]));
+      app.queuePrompt(0);
+      app.canvas.openSubgraph(made.subgraph, made.node);
+    }}""")
+    try:
+        page.wait_for_function(SHOWN, arg=6, timeout=240_000)
+    finally:
+        page.evaluate("() => app.canvas.setGraph(app.rootGraph ?? app.graph)")
+
+
 def test_another_workflow_shows_nothing_of_this_one(page, strip):
     page.evaluate(BUILD, [bundled("demo_toyworld"), FILM])
     page.wait_for_function(SHOWN, arg=0, timeout=30_000)
