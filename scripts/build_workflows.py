@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
-from workflows.graph import workflow  # noqa: E402
+from workflows.subgraphs import workflow  # noqa: E402
 
 from workflows import clips, films, places  # noqa: E402
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .checkpoints import CLIP_VISION, I2V_14B, UMT5, VAE_21
 from .films import FINISH_NOTE, LONGLIVE_MEMORY, LONGLIVE_NOTE, TOY_LOAD, UNMEASURED, WRITE_NOTE, start_image
 from .graph import Node
@@ -28,7 +30,7 @@ def clip_row(index: int, run_name: str, **links: str) -> list[Node]:
 
 def short_30s_720p_12gb_unrolled() -> tuple[list[Node], dict[int, str]]:
     name = "my_unrolled_short"
-    rows = [node for index in range(CLIPS) for node in clip_row(index, name)]
+    rows = [replace(node, box=f"Clip {index + 1}") for index in range(CLIPS) for node in clip_row(index, name)]
     nodes = [*load(LONGLIVE_FILES, "nf4_int8"), *plan("longlive_2", (1280, 704), 4.0, 12.0, precision="4bit"),
              *write(4.0), *rows, *finish(name, 24.0, f"save{CLIPS - 1}.0"),
              Node("remembered", "VideoMemoryMemoryReport", 5, {},
@@ -36,9 +38,10 @@ def short_30s_720p_12gb_unrolled() -> tuple[list[Node], dict[int, str]]:
              Node("sheet", "PreviewImage", 5, {}, {"images": "remembered.0"}, title="What is remembered")]
     return nodes, {
         1: LONGLIVE_NOTE, 2: LONGLIVE_MEMORY + UNMEASURED, 3: WRITE_NOTE,
-        4: "The film of short_30s_720p_12gb with every clip in sight: prompt, sampler, saved clip, one row each. The "
-           "memory goes down from row to row.\n\n**Change**: branch it. Connect clip 3's memory to two samplers, and "
-           "each goes its own way. The same seed in every row: noise depends on the place in the film.",
+        4: "The film of short_30s_720p_12gb with every clip in sight: a subgraph each, with prompt, sampler and saved "
+           "clip inside. The memory goes from clip to clip.\n\n**Change**: branch it. Copy clip 4, connect clip 3's "
+           "memory to both, give the copy another run name inside, and each goes its own way. The same seed in every "
+           "clip: noise depends on the place in the film.",
         5: FINISH_NOTE + "\n\nThe sheet shows what is remembered after the last clip."}
 
 

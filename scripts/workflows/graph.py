@@ -16,7 +16,7 @@ from harness.workflow_api import BYPASSED, WIDGET_TYPES, widget_names
 GROUPS = {1: "1. Load", 2: "2. Plan", 3: "3. Write", 4: "4. Render", 5: "5. Finish"}
 PACKS = {True: {"cnr_id": "videomemory", "ver": "0.1.0"}, False: {"cnr_id": "comfy-core", "ver": "0.3.75"}}
 WIDTH, GAP, TOP, ROW = 380, 40, 80, 480  # pixels
-ROOM = {"VideoMemoryPromptSchedule": 420, "VideoMemoryBudgetGate": 240, "VideoMemoryRenderShort": 200,
+ROOM = {"VideoMemoryPromptSchedule": 420, "VideoMemoryBudgetGate": 240, "VideoMemoryRenderShort": 220,
         "VideoMemoryMemoryReport": 290, "CLIPTextEncode": 140, "LoadImage": 280,
         "VideoMemorySpatialReport": 330}  # for texts, pictures and panels
 GROWS = {"VideoMemoryPersistentMemory": 60, "VideoMemoryAssembleShort": 300, "SaveVideo": 300, "PreviewImage": 260,
@@ -32,7 +32,7 @@ class Node:
 
     models: (file, link, folder) of each file that the editor may offer to fetch. lane, row: place within a group that
     is wider than one node; row -1 = below the node before it in its lane. is_bypassed: it only hands on what comes in,
-    until somebody switches it on.
+    until somebody switches it on. box: title of the sub-graph that the node lies in (subgraphs.py); "" = none.
     """
 
     key: str
@@ -45,6 +45,7 @@ class Node:
     row: int = -1
     title: str = ""
     is_bypassed: bool = False
+    box: str = ""
 
 
 def workflow(name: str, nodes: list[Node], notes: dict[int, str], object_info: dict) -> dict:
@@ -54,14 +55,14 @@ def workflow(name: str, nodes: list[Node], notes: dict[int, str], object_info: d
     numbers = {node.key: i for i, node in enumerate(all_nodes, 1)}
     links, taken = _links(nodes, numbers, object_info)
     order = {key: i for i, key in enumerate(_running_order(all_nodes))}
-    saved = [_saved(node, numbers[node.key], order[node.key], places[node.key], taken, object_info)
+    saved = [saved_node(node, numbers[node.key], order[node.key], places[node.key], taken, object_info)
              for node in all_nodes]
     return {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"videomemory/{name}")), "revision": 0,
             "last_node_id": len(all_nodes), "last_link_id": len(links), "nodes": saved, "links": links,
             "groups": groups, "config": {}, "extra": {"ds": VIEW}, "version": 0.4}
 
 
-def _sockets(kind: str, object_info: dict) -> list[dict]:
+def sockets(kind: str, object_info: dict) -> list[dict]:
     """All inputs in the editor's order: plain sockets first, then widgets; each with its name, type and shape."""
     definition = object_info[kind]
     plain, widgets = [], []
@@ -103,7 +104,7 @@ def _links(nodes: list[Node], numbers: dict[str, int], object_info: dict) -> tup
     """The links of the file, and {(node, input name): link, (node, output number): [links]}."""
     links, taken, kinds = [], {}, {node.key: node.kind for node in nodes}
     for node in nodes:
-        names = [one["name"] for one in _sockets(node.kind, object_info)]
+        names = [one["name"] for one in sockets(node.kind, object_info)]
         for name, source in node.links.items():
             key, slot = source.split(".")
             if name not in names or key not in kinds:
@@ -116,7 +117,7 @@ def _links(nodes: list[Node], numbers: dict[str, int], object_info: dict) -> tup
     return links, taken
 
 
-def _saved(node: Node, number: int, order: int, place: tuple, taken: dict, object_info: dict) -> dict:
+def saved_node(node: Node, number: int, order: int, place: tuple, taken: dict, object_info: dict) -> dict:
     x, y, height = place
     base = {"id": number, "type": node.kind, "pos": [x, y], "size": [WIDTH, height], "flags": {}, "order": order,
             "mode": BYPASSED if node.is_bypassed else 0}
@@ -128,18 +129,17 @@ def _saved(node: Node, number: int, order: int, place: tuple, taken: dict, objec
                for slot, (label, kind) in enumerate(zip(definition["output_name"], definition["output"], strict=True))]
     models = [dict(zip(("name", "url", "directory"), one, strict=True)) for one in node.models]
     return {**base,
-            "inputs": [{**one, "link": taken.get((node.key, one["name"]))} for one in _sockets(node.kind, object_info)],
+            "inputs": [{**one, "link": taken.get((node.key, one["name"]))} for one in sockets(node.kind, object_info)],
             "outputs": outputs, **({"title": node.title} if node.title else {}),
             "properties": {"Node name for S&R": node.kind, **PACKS[node.kind.startswith("VideoMemory")],
                            **({"models": models} if models else {})},
             "widgets_values": _values(node, object_info)}
 
 
-def _height(node: Node, object_info: dict, widget: int = 24, below: int = 14) -> int:
+def height_of(node: Node, object_info: dict, widget: int = 24, below: int = 14) -> int:
     if node.kind == NOTE:
         return 260
-    sockets = _sockets(node.kind, object_info)
-    plain = sum("widget" not in one for one in sockets)
+    plain = sum("widget" not in one for one in sockets(node.kind, object_info))
     widgets = len(_values(node, object_info))
     return (max(plain, len(object_info[node.kind]["output"]), 1) * 20 + widgets * widget + (below if widgets else 6)
             + ROOM.get(node.kind, 0))
@@ -147,7 +147,7 @@ def _height(node: Node, object_info: dict, widget: int = 24, below: int = 14) ->
 
 def _reach(node: Node, object_info: dict) -> int:
     """How far down a node comes in the roomier renderer, after a run."""
-    return _height(node, object_info, widget=28, below=38) + GROWS.get(node.kind, 0)
+    return height_of(node, object_info, widget=28, below=38) + GROWS.get(node.kind, 0)
 
 
 def _layout(nodes: list[Node], notes: dict[int, str], object_info: dict) -> tuple[dict, list]:
@@ -160,7 +160,7 @@ def _layout(nodes: list[Node], notes: dict[int, str], object_info: dict) -> tupl
         for node in [*members, replace(Node(f"note{group}", NOTE, group), row=-1)]:
             is_note = node.kind == NOTE
             y = max(bottoms) if is_note else TOP + node.row * ROW if node.row >= 0 else bottoms[node.lane]
-            places[node.key] = (x + node.lane * (WIDTH + GAP), y, _height(node, object_info))
+            places[node.key] = (x + node.lane * (WIDTH + GAP), y, height_of(node, object_info))
             bottoms[node.lane] = y + _reach(node, object_info) + 2 * GAP
         width = lanes * (WIDTH + GAP)
         groups.append({"id": group, "title": title, "bounding": [x - 20, 10, width, max(bottoms) - 2 * GAP + 10],

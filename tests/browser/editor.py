@@ -17,6 +17,7 @@ SCREENSHOTS = ROOT / "artefacts" / "screenshots"
 READY = "() => window.app?.graph && 'VideoMemoryRenderShort' in LiteGraph.registered_node_types"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 SETTINGS = {"Comfy.TutorialCompleted": True,  # else the templates cover the canvas
+            "Comfy.Workflow.ShowMissingModelsWarning": False,  # and the offer of models that are not here
             "Comfy.VueNodes.Enabled": False}  # Nodes 2.0, where a test does not ask for it
 LOAD = "async ([workflow, name]) => { await app.loadGraphData(workflow, true, true, name); }"
 VALUE_PLACE = """([kind, name]) => {

@@ -15,9 +15,10 @@ OPEN = """async (workflow) => {
   for (const id of Object.keys(app.nodeOutputs ?? {})) delete app.nodeOutputs[id];
   await app.loadGraphData(workflow, true, true, 'test.json');
   const lacksFile = n => n.widgets?.some(w => w.options?.values?.includes && !w.options.values.includes(w.value));
-  const missing = app.graph.nodes.filter(
+  const graphs = [app.graph, ...(app.graph.subgraphs?.values() ?? [])];
+  const missing = graphs.flatMap(graph => graph.nodes).filter(
     n => (n.has_errors && !lacksFile(n)) || !(n.type in LiteGraph.registered_node_types));
-  return {missing: missing.map(n => n.type), titles: app.graph.nodes.map(n => n.title),
+  return {missing: missing.map(n => n.type), subgraphs: graphs.length - 1, titles: app.graph.nodes.map(n => n.title),
           groups: app.graph.groups.map(g => g.title), prompt: (await app.graphToPrompt()).output};
 }"""
 OVERLAPS = """() => {
@@ -44,6 +45,7 @@ def test_workflow_opens_and_is_queued_as_our_converter_makes_it(page, server, is
     opened = page.evaluate(OPEN, workflow)
     assert opened["missing"] == [] and page.errors == []
     assert len(opened["titles"]) == len(workflow["nodes"])
+    assert opened["subgraphs"] == len(workflow.get("definitions", {}).get("subgraphs", []))
     assert opened["groups"] == ["1. Load", "2. Plan", "3. Write", "4. Render", "5. Finish"]
     theirs, ours = opened["prompt"], prompt_from_workflow(workflow, server.client.get("/object_info"))
     for node in theirs.values():

@@ -27,6 +27,13 @@ def load(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def all_nodes(saved: dict) -> list[dict]:
+    """The nodes of the file and of its subgraphs, without those that only show a subgraph."""
+    subgraphs = saved.get("definitions", {}).get("subgraphs", [])
+    kinds = {subgraph["id"] for subgraph in subgraphs}
+    return [node for graph in (saved, *subgraphs) for node in graph["nodes"] if node["type"] not in kinds]
+
+
 def each_workflow(test):
     return pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)(test)
 
@@ -38,7 +45,7 @@ def test_all_workflows_are_there():
 @each_workflow
 def test_nodes_are_ours_or_core_and_say_where_they_come_from(path, node_classes):
     ours = {cls.GET_SCHEMA().node_id for cls in node_classes}
-    for node in load(path)["nodes"]:
+    for node in all_nodes(load(path)):
         assert node["type"] in ours | CORE | {NOTE}
         if node["type"] != NOTE:
             assert node["properties"]["cnr_id"] == ("videomemory" if node["type"] in ours else "comfy-core")
@@ -47,7 +54,7 @@ def test_nodes_are_ours_or_core_and_say_where_they_come_from(path, node_classes)
 @each_workflow
 def test_widget_values_fit_the_widgets(path, node_classes):
     schemas = {cls.GET_SCHEMA().node_id: cls.GET_SCHEMA() for cls in node_classes}
-    for node in load(path)["nodes"]:
+    for node in all_nodes(load(path)):
         if node["type"] not in schemas:
             continue
         widgets = []
@@ -90,7 +97,12 @@ def is_inside(node: dict, group: dict) -> bool:
 
 @each_workflow
 def test_no_node_lies_on_another(path):
-    nodes = load(path)["nodes"]
+    saved = load(path)
+    for graph in (saved, *saved.get("definitions", {}).get("subgraphs", [])):
+        assert_apart(graph["nodes"])
+
+
+def assert_apart(nodes: list[dict]) -> None:
     for i, one in enumerate(nodes):
         for other in nodes[i + 1:]:
             apart = [one["pos"][axis] + one["size"][axis] <= other["pos"][axis]
@@ -101,42 +113,35 @@ def test_no_node_lies_on_another(path):
 def test_the_memory_goes_from_each_unrolled_clip_to_the_next():
     saved = load(next(path for path in WORKFLOWS if path.stem == "short_30s_720p_12gb_unrolled"))
     nodes, links = ({one["id"]: one for one in saved["nodes"]}, {link[0]: link for link in saved["links"]})
-    samplers = [one for one in nodes.values() if one["type"] == "VideoMemoryClipSampler"]
-    comes_from = []
-    for sampler in samplers:
-        link = next(slot["link"] for slot in sampler["inputs"] if slot["name"] == "memory")
-        comes_from.append(nodes[links[link][1]])
-    assert [one["type"] for one in comes_from] == ["VideoMemoryBudgetGate", *["VideoMemorySaveClip"] * 7]
-    for before, save in zip(samplers, comes_from[1:], strict=False):
-        link = next(slot["link"] for slot in save["inputs"] if slot["name"] == "memory")
-        assert links[link][1] == before["id"]
+    kinds = [subgraph["id"] for subgraph in saved["definitions"]["subgraphs"]]
+    clips = [next(one for one in nodes.values() if one["type"] == kind) for kind in kinds]
+    assert [clip["title"] for clip in clips] == [f"Clip {number}" for number in range(1, 9)]
+    sources = [nodes[links[socket_of(clip, "memory")][1]] for clip in clips]
+    assert sources[0]["type"] == "VideoMemoryBudgetGate" and sources[1:] == clips[:-1]
 
 
-def test_the_place_and_the_hero_go_from_the_first_walk_to_the_second():
-    """With Update switched on the place takes what clip 1 showed; bypassed, it goes by as it was lifted."""
-    saved = load(next(path for path in WORKFLOWS if path.stem == "world_walk_720p_12gb"))
-    nodes, links = ({one["id"]: one for one in saved["nodes"]}, {link[0]: link for link in saved["links"]})
-
-    def source(node, name):
-        return nodes[links[next(slot["link"] for slot in node["inputs"] if slot["name"] == name)][1]]
-
-    walks = [one for one in nodes.values() if one["type"] == "VideoMemorySpatialClipSampler"]
-    assert [source(one, "spatial_memory")["type"] for one in walks] == ["VideoMemoryLiftSpatial",
-                                                                        "VideoMemoryUpdateSpatial"]
-    assert [source(one, "video_memory")["type"] for one in walks] == ["VideoMemoryBudgetGate", "VideoMemorySaveClip"]
-    update = source(walks[1], "spatial_memory")
-    assert update["mode"] == 4 and source(update, "latent") == walks[0] == source(update, "first_frame")
-    assert source(update, "spatial_memory") == source(walks[0], "spatial_memory")
-    assert source(source(walks[1], "video_memory"), "memory") == walks[0]
+def test_inside_an_unrolled_clip_the_memory_goes_through_sampler_and_save():
+    saved = load(next(path for path in WORKFLOWS if path.stem == "short_30s_720p_12gb_unrolled"))
+    for number, inside in enumerate(saved["definitions"]["subgraphs"]):
+        links = {link["id"]: link for link in inside["links"]}
+        prompt, sampler, save = inside["nodes"]
+        assert prompt["widgets_values"][0] == number
+        entry, between = links[socket_of(sampler, "memory")], links[socket_of(save, "memory")]
+        assert entry["origin_id"] == -10 and inside["inputs"][entry["origin_slot"]]["name"] == "memory"
+        assert between["origin_id"] == sampler["id"]
+        ends = {inside["outputs"][link["target_slot"]]["name"]: link["origin_id"] for link in links.values()
+                if link["target_id"] == -20}
+        assert ends["memory"] == save["id"]
 
 
-def test_the_walk_stays_on_its_camera_path():
-    from pack.nodes.spatial.cameras import path_from_text
+def test_numbers_are_unique_in_a_file_with_subgraphs():
+    for path in WORKFLOWS:
+        saved = load(path)
+        graphs = (saved, *saved.get("definitions", {}).get("subgraphs", []))
+        numbers = [node["id"] for graph in graphs for node in graph["nodes"]]
+        assert len(numbers) == len(set(numbers)) and max(numbers) == saved["last_node_id"]
 
-    saved = load(next(path for path in WORKFLOWS if path.stem == "world_walk_720p_12gb"))
-    walks = [one["widgets_values"] for one in saved["nodes"] if one["type"] == "VideoMemorySpatialClipSampler"]
-    moves, width, height, fps, *_ = next(one for one in saved["nodes"] if one["type"] == "VideoMemoryCameraPath")[
-        "widgets_values"]
-    frames = len(path_from_text(moves, width, height, fps, 60.0))
-    (_, _, first, latents, *_), (_, _, then, again, *_) = walks
-    assert (first, then) == (0, 4 * (latents - 1)) and then + 4 * (again - 1) == frames - 1
+
+def socket_of(node: dict, name: str) -> int:
+    """The link at an input."""
+    return next(slot["link"] for slot in node["inputs"] if slot["name"] == name)
