@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import islice
@@ -18,7 +19,7 @@ from .encode import read_frames
 from .manifest import Take
 from .places import SUBFOLDER, run_path, run_root
 from .run_folder import RunFolder
-from .scores import ClipFile, drift_score, join_score
+from .scores import ClipFile, Score, drift_score, join_score
 
 RUN, FRAME, SCORES = "/videomemory/run", "/videomemory/frame", "/videomemory/scores"
 SHOWN_FRAME = 8  # the first ones after a hard cut may still show the scene before
@@ -91,14 +92,23 @@ def take_json(take: Take) -> dict[str, Any]:
 def scores_of(run_name: str) -> list[dict[str, Any]]:
     """Of every finished clip its index, "join" with the clip before and "drift" from the film's first clip.
 
-    Both are None where one of the two clips is not there, else a scores.Score as a dict.
+    Each is None where one of its two clips is not there, cannot be read or has another size, else a scores.Score as a
+    dict.
     """
     clips, scores = clip_files(run_name), []
     for index, clip in clips.items():
-        join = join_score(clips[index - 1], clip) if index - 1 in clips else None
-        drift = drift_score(clips[0], clip) if index and 0 in clips else None
-        scores.append({"index": index, "join": join and asdict(join), "drift": drift and asdict(drift)})
+        join = _score(join_score, clips.get(index - 1), clip)
+        drift = _score(drift_score, clips.get(0) if index else None, clip)
+        scores.append({"index": index, "join": join, "drift": drift})
     return scores
+
+
+def _score(measure: Callable[[ClipFile, ClipFile], Score], before: ClipFile | None,
+           clip: ClipFile) -> dict[str, Any] | None:
+    if before is not None:
+        with contextlib.suppress(RuntimeError):  # damaged, or of two sizes: the other clips have their scores
+            return asdict(measure(before, clip))
+    return None
 
 
 def clip_files(run_name: str) -> dict[int, ClipFile]:

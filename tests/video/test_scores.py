@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from pack.nodes.memory.drift import colour_distance, look_of, mean_lab
-from pack.nodes.video.encode import read_frames, write_ffv1
+from pack.nodes.video.encode import VideoFacts, read_frames, write_ffv1
+from pack.nodes.video.run_folder import RunFolder
 from pack.nodes.video.scores import ClipFile, drift_score, frames_at, join_score
 from pack.nodes.video.tiers import COMPRESSED, compress_video
 
@@ -100,6 +102,41 @@ def test_a_file_that_is_too_short_is_told(tmp_path):
     short = clip(tmp_path, 0, steps(0, 5))
     with pytest.raises(RuntimeError, match="a complete file of 9 frames. Render the clip again"):
         frames_at(ClipFile(0, short.path, "", 9, FPS), [8])
+
+
+def put_clip(run: RunFolder, index: int, path: Path) -> None:
+    """A finished clip whose file is `path`'s bytes, listed as 12 frames."""
+    take = run.begin(index, f"made from {index}", f"{run.path.name} {index}")
+
+    def write(to: Path) -> VideoFacts:
+        to.write_bytes(path.read_bytes())
+        return VideoFacts(12, Fraction(24), 160, 96)
+
+    for kind in ("latents", "memory"):
+        take = run.put(take, kind, lambda path: path.write_bytes(b"bytes"))
+    run.finish(run.put(take, "video", write))
+
+
+@pytest.mark.comfy
+def test_a_clip_that_is_damaged_or_has_another_size_takes_no_score_from_the_others(tmp_path, monkeypatch):
+    import folder_paths
+    from pack.nodes.video.bridge_route import scores_of
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    run = RunFolder(tmp_path / "videomemory" / "film")
+    for index in range(6):
+        put_clip(run, index, clip(tmp_path, index, steps(4 * index), SCENE[:60] if index == 4 else SCENE).path)
+    whole = scores_of("film")
+    assert [bool(one["join"]) for one in whole] == [False, True, True, True, False, False]
+    assert [bool(one["drift"]) for one in whole] == [False, *[True] * 5]
+    broken = tmp_path / "broken.mkv"
+    broken.write_bytes(clip(tmp_path, 1, steps(4)).path.read_bytes()[:2000])
+    other = RunFolder(tmp_path / "videomemory" / "damaged")
+    for index in range(4):
+        put_clip(other, index, broken if index == 1 else clip(tmp_path, index, steps(4 * index)).path)
+    scores = scores_of("damaged")
+    assert [bool(one["join"]) for one in scores] == [False, False, False, True]
+    assert [bool(one["drift"]) for one in scores] == [False, False, True, True]
 
 
 def test_clips_of_one_frame_have_scores(tmp_path):
