@@ -96,6 +96,18 @@ def test_a_change_inside_a_subgraph_is_seen(page):
     assert page.evaluate(SIGNATURE) != before
 
 
+def test_widgets_of_other_packs_without_a_name_or_with_a_circular_value_stop_no_plan(page, panel):
+    verdict(page, "128 x 80")
+    page.evaluate(f"""() => {{
+      const circle = {{}}, hidden = {{hidden: true, type: 'other', y: 0, options: {{}}, serializeValue: () => 0}};
+      circle.self = circle;
+      {GATE}.getInputNode(0).widgets.push({{...hidden, value: 1}}, {{...hidden, name: 'circle', value: circle}});
+    }}""")
+    change(page, "width", 224)
+    assert "224 x 80" in verdict(page, "224 x 80")
+    assert page.errors == []
+
+
 def test_what_does_not_fit_is_told_with_what_would(page, panel):
     verdict(page, "Fits")
     change(page, "budget_gb", 0.3)
