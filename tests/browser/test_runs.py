@@ -18,6 +18,29 @@ PLAYS = """async () => {
   await film.play();
   return [film.videoWidth, film.videoHeight, film.duration];
 }"""
+TOY = {  # what makes the toy world of a workflow for LongLive
+    "VideoMemoryLoadDiffusionModel": {"model_name": "toyworld_dit_fp16.safetensors", "weights": "original"},
+    "VideoMemoryLoadTextEncoder": {"text_encoder_name": "toyworld_te_fp16.safetensors", "weights": "original"},
+    "VAELoader": {"vae_name": "toyworld_vae_fp16.safetensors"},
+    "VideoMemoryPersistentMemory": {"preset": "toyworld", "precision": "model"},
+    "VideoMemoryBudgetGate": {"width": 128, "height": 80, "clip_seconds": 3, "budget_gb": 0},
+    "VideoMemoryPromptSchedule": {"identity": "a red square hero with a green hat", "hero": "the hero",
+                                  "scenes": "0-3: {hero} walks right in the forest\n3-6: {hero} waves in the snow",
+                                  "clip_seconds": 3, "film_seconds": 6},
+    "VideoMemoryAssembleShort": {"enlarge": 5},
+}
+TWO_CLIPS = """(values) => {
+  const find = test => app.graph.nodes.find(test);
+  for (const [type, widgets] of Object.entries(values)) for (const [name, value] of Object.entries(widgets)) {
+    find(node => node.type === type).widgets.find(widget => widget.name === name).value = value;
+  }
+  const number = node => Number(/^Clip (\\d)$/.exec(node.title)?.[1] ?? 0);
+  for (const node of [...app.graph.nodes]) if (number(node) > 2) app.graph.remove(node);
+  const [last, film, report] = [node => node.title === 'Clip 2', node => node.type === 'VideoMemoryAssembleShort',
+                                node => node.type === 'VideoMemoryMemoryReport'].map(find);
+  last.connect(0, film, 'clips');
+  last.connect(1, report, 'memory');
+}"""
 FPS, SIZE = 24, (640, 400)  # 128 x 80, enlarged five times
 
 
@@ -64,6 +87,16 @@ def test_a_clip_is_made_again_from_the_page_and_the_other_one_kept(page, server)
     assert sampled == {"clip01_sample"}
     page.wait_for_function(
         "() => [...document.querySelectorAll('textarea')].some(text => text.value.includes('1 reused, 1 generated'))")
+    assert page.errors == []
+
+
+def test_clips_in_subgraphs_hand_on_their_memory_and_become_a_film(page, server):
+    load(page, "short_30s_720p_12gb_unrolled")
+    page.evaluate(TWO_CLIPS, TOY)
+    heard = press_run(page)
+    assert film_of(server, heard)[1:] == (FPS // 8 * (21 + 24), SIZE)
+    page.wait_for_function("""() => document.querySelector('.videomemory-held').textContent
+      .startsWith('Remembered after clip 2 (6.0 s of film)')""", timeout=30_000)
     assert page.errors == []
 
 
