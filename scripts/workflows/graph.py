@@ -19,7 +19,8 @@ WIDTH, GAP, TOP, ROW = 380, 40, 80, 480  # pixels
 ROOM = {"VideoMemoryPromptSchedule": 420, "VideoMemoryBudgetGate": 240, "VideoMemoryRenderShort": 220,
         "VideoMemoryMemoryReport": 290, "CLIPTextEncode": 140, "LoadImage": 280,
         "VideoMemorySpatialReport": 330}  # for texts, pictures and panels
-GROWS = {"VideoMemoryPersistentMemory": 60, "VideoMemoryAssembleShort": 300, "SaveVideo": 300, "PreviewImage": 260,
+GROWS = {"VideoMemoryPersistentMemory": 60, "VideoMemoryMemoryReport": 300,
+         "VideoMemoryAssembleShort": 300, "SaveVideo": 300, "PreviewImage": 260,
          "VideoMemorySpatialReport": 300, "PreviewAny": 100}  # what a run adds below: a text, a film
 VIEW = {"scale": 0.6, "offset": [120, 160]}  # beside and below the editor's own bars
 EDITOR_ONLY = {"LoadImage": ["image"]}  # values of widgets that the editor adds
