@@ -45,9 +45,12 @@ function takePlace(node, element) {
 /** Make changes to nodes that the editor can undo and has in the file that it saves next. */
 export function asOneStep(change) {
   app.canvas.emitBeforeChange();
-  change();
-  app.canvas.emitAfterChange();
-  app.graph.setDirtyCanvas(true, true);
+  try {
+    change();
+  } finally {
+    app.canvas.emitAfterChange(); // without it the editor would keep no step again
+    app.graph.setDirtyCanvas(true, true);
+  }
 }
 
 /** Call `look` every so often until the node is removed: undo, links and other extensions change values silently. */

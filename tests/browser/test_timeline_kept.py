@@ -88,6 +88,19 @@ def test_undo_and_redo_are_seen(page, text):
     assert page.errors == []
 
 
+def test_a_step_that_fails_does_not_block_undo(page, text):
+    failed = page.evaluate("""async () => {
+      const {asOneStep} = await import('/extensions/ComfyUI-VideoMemory/page.js');
+      try { asOneStep(() => { throw new Error('on purpose'); }); } catch (error) { return error.message; }
+    }""")
+    assert failed == "on purpose"
+    split(page)
+    wait_for(page, SCENES + 1)
+    page.keyboard.press("Control+z")
+    wait_for(page, SCENES)
+    assert texts(page) == [text]
+
+
 def test_a_pasted_node_has_a_timeline_of_its_own(page, text):
     page.evaluate(ALONE)
     page.mouse.click(*page.evaluate(TITLE, False))
