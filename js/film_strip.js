@@ -30,8 +30,11 @@ app.registerExtension({
         if (JSON.stringify(state) !== shown) view.showClips(state);
         shown = JSON.stringify(state);
         const pictures = state.name + state.clips.map((clip) => clip.picture);
-        if (pictures !== scored && state.clips.some((clip) => clip.picture)) view.showScores(await ask("scores", state.name));
-        scored = pictures;
+        if (pictures !== scored) {
+          const scores = state.clips.some((clip) => clip.picture) ? await ask("scores", state.name) : [];
+          if (scores) view.showScores(scores);
+          scored = scores && pictures; // what was not answered is asked again
+        }
       } finally {
         busy = false;
       }
@@ -42,13 +45,13 @@ app.registerExtension({
 async function stateOf(widgetOf) {
   const name = String(widgetOf("run_name")?.value ?? "");
   const kind = widgetOf("regenerate")?.value ?? "none";
-  return { name, clips: await ask("run", name, "clips"), again: kind === "none" ? "" : `${kind} ${widgetOf("regenerate_clip").value}` };
+  return { name, clips: await ask("run", name, "clips") ?? [], again: kind === "none" ? "" : `${kind} ${widgetOf("regenerate_clip").value}` };
 }
 
-/** The list that a route of the server gives for this run; empty where there is none, or no server. */
+/** The list that a route of the server gives for this run; null where there is none, or no server. */
 async function ask(route, name, key = route) {
   const answer = await api.fetchApi(`/videomemory/${route}?name=${encodeURIComponent(name)}`).catch(() => null);
-  return (await answer?.json().catch(() => null))?.[key] ?? [];
+  return answer?.ok ? (await answer.json().catch(() => null))?.[key] ?? null : null;
 }
 
 /** Show what the server says under the node while it makes the film: the clip, the chunk and the time that is left. */

@@ -75,6 +75,27 @@ def test_every_clip_says_how_it_goes_with_the_others(page, server, strip):
         assert one["drift"]["note"] in row.locator("small").last.get_attribute("title")
 
 
+def test_scores_that_were_not_answered_are_asked_again(page, server, strip):
+    asked = []
+
+    def answer(route):
+        asked.append(route.request.url)
+        if len(asked) == 1:
+            route.fulfill(status=500, body="no")
+        else:
+            route.continue_()
+
+    page.route("**/videomemory/scores*", answer)
+    try:
+        page.evaluate(OPEN, [bundled("demo_toyworld"), "strip_test"])
+        page.wait_for_function(
+            "() => document.querySelectorAll('.videomemory-strip li')[2]?.innerText.includes('drift')", timeout=30_000)
+        page.wait_for_timeout(4_500)
+        assert len(asked) == 2, "asked again after an answer"
+    finally:
+        page.unroute("**/videomemory/scores*")
+
+
 def test_while_a_film_is_made_the_time_that_is_left_is_shown(page, strip):
     page.evaluate(f"""() => {{
       const find = type => app.graph.nodes.find(n => n.type === type);
