@@ -117,8 +117,8 @@ def write(family: str, found: dict[str, float]) -> None:
              "parameters": "of the published model, for estimates of time",
              "widest_linear_values": "values of the widest weight, which is dequantised or cast for one use"}
     path = DATA / f"{family}.json"
-    others = {name: entry for name, entry in json.loads(path.read_text(encoding="utf-8"))["coefficients"].items()
-              if name not in notes}
+    known = json.loads(path.read_text(encoding="utf-8"))["coefficients"] if path.is_file() else {}
+    others = {name: entry for name, entry in known.items() if name not in notes}
     content = {
         "family": family,
         "about": f"Traced on ComfyUI's own modules at 1280x720 (SVD: 1024x576), {LAYERS} layers of each kind (SVD: all "

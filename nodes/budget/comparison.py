@@ -22,7 +22,7 @@ def comparison_table(plan: RenderPlan, measured: Mapping[str, Record]) -> str:
         off = f"{(vram - cost.live_bytes) / max(1, cost.live_bytes) * 100:+.1f} %" if vram else NOT_MEASURED
         lines.append(f"{PHASE_NAMES[cost.phase]:<14}{gb(cost.live_bytes):>11}{_cell(vram):>11}{off:>10}"
                      f"{_cell(_ram(cost, record)):>12}{_cell(record.measured_ram_bytes if record else 0):>12}"
-                     f"{f'{record.seconds:.1f}' if record else NOT_MEASURED:>9}")
+                     f"{f'{record.seconds:.1f}' if record and record.seconds else NOT_MEASURED:>9}")
     lines += ["", "VRAM: what tensors take at the peak. RAM: by how much the process grows.", _coverage(plan, measured)]
     return "\n".join(lines)
 

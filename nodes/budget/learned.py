@@ -55,7 +55,8 @@ def family_of(model: ModelFacts | None) -> str:
 
 def plan_key(plan: RenderPlan) -> str:
     """A digest of what a plan's peaks depend on."""
-    facts = {**asdict(plan), "phases": (), "decisions": (), "budget_bytes": 0, "profile": "", "card": ""}
+    facts = {**asdict(plan), "phases": (), "decisions": (), "budget_bytes": 0, "profile": "", "card": "",
+             "pinned": ()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

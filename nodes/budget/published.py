@@ -28,10 +28,14 @@ T2V_14B = WanSize("Wan T2V 14B", 5120, 13824, 40)
 I2V_14B_21 = WanSize("Wan 2.1 I2V 14B", 5120, 13824, 40, 36, has_image=True)
 I2V_14B_22 = WanSize("Wan 2.2 I2V 14B", 5120, 13824, 40, 36)
 
-# Found in a file's name, without regard to case; the first that fits. Files in 8 or 4 bits hold other tensors.
-PACKED = re.compile(r"fp8|nf4|int8|int4|fp4|q\d|gguf|scaled|vace|lora|fun|camera|s2v|animate", re.IGNORECASE)
+# Found in a file's name, without regard to case; the first that fits. Files in 8 or 4 bits, and other networks that are
+# named after the model that they belong to, hold other tensors.
+PACKED = re.compile(r"fp[48]|nf4|int\d|[48].?bit|e4m3|e5m2|awq|gptq|w\da\d|q\d|gguf|scaled", re.IGNORECASE)
+OTHERS = re.compile(r"lora|rank.?\d|lightning|lightx|distill|accvid|vace|fun|camera|s2v|animate|controlnet|uni3c|"
+                    r"multitalk|phantom|branch|upscale|skyreels|infinite|control|inp\b|recam|minimax|turbo|fast",
+                    re.IGNORECASE)
 MODELS = (
-    (r"^self_forcing_|^longlive_base\.|^causal_forcing\.|wan.?2.?1.*t2v.*1[._]3b", WAN_1_3B),
+    (r"^self_forcing_(dmd|sid|gan)\.|^longlive_base\.|^causal_forcing\.|wan.?2.?1.*t2v.*1[._]3b", WAN_1_3B),
     (r"^model_bf16\.pt$|wan.?2.?2.*ti2v.*5b|longlive.?2.*5b", WAN_5B),
     (r"wan.?2.?1.*i2v.*14b", I2V_14B_21), (r"wan.?2.?2.*i2v.*14b", I2V_14B_22), (r"wan.?2.?[12].*t2v.*14b", T2V_14B))
 # kind, base channels of the decoder, pixels per latent pixel, values of all weights
@@ -58,7 +62,7 @@ def published_text_encoder(name: str) -> Checkpoint | None:
 
 def _is(pattern: str, name: str) -> bool:
     file = Path(name.replace("\\", "/")).name
-    return bool(re.search(pattern, file, re.IGNORECASE)) and not PACKED.search(file)
+    return bool(re.search(pattern, file, re.IGNORECASE)) and not PACKED.search(file) and not OTHERS.search(file)
 
 
 def _checkpoint(name: str, family: object, shapes: Iterator[tuple[str, tuple[int, ...]]]) -> Checkpoint:

@@ -80,12 +80,12 @@ def _keep(plan: RenderPlan, costs: list[PhaseCost], watch: Watch, measured: _Mea
     said = []
     for cost in costs:
         predicted, is_last = unlearned_bytes(cost), cost is costs[-1]
-        if not watch.follows_plan and measured.vram_bytes <= predicted:
+        vram = measured.vram_bytes if predicted else 0
+        if not watch.follows_plan and vram <= predicted:
             continue
         ram = (sum(_expected_ram(one, is_card) for one in costs), measured.ram_bytes) if is_last else (0, 0)
         record = Record(plan.card, family_of(plan.model), cost.phase, plan_key(plan), predicted,
-                        measured.vram_bytes if predicted else 0, *ram,
-                        measured.seconds if watch.follows_plan else 0.0, watch.units)
+                        vram, *ram, measured.seconds if watch.follows_plan else 0.0, watch.units)
         said += [in_words(record), add_record(folder / FILE, record)]
     return " ".join(filter(None, said))
 

@@ -1,92 +1,160 @@
-"""Digests of what ComfyUI hands over: equal in every session for what samples the same, without importing ComfyUI."""
+"""Digests of what ComfyUI hands over: equal in every session for what samples the same, without importing ComfyUI.
+
+What cannot be looked into without being guessed at (a custom node's own objects, lists that a function keeps) counts by
+its name alone; where a wrong match would be worse than none, by itself, in this session (in_session).
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
+import types
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import torch
 
-DEPTH = 6  # of objects inside objects that are looked at
+DEPTH = 8  # of objects inside objects that are looked at
+CORE = ("comfy", "comfy_extras", "comfy_api", "nodes", "k_diffusion", __name__.partition(".nodes.")[0].split(".")[0])
+SAMPLED = 16  # values of a weight
+_TOKENS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_COUNTER = itertools.count()
 
 
 def patcher_key(model: Any) -> str:
     """A digest of what a MODEL computes with: every weight by name, shape and sample, its LoRA patches and its options.
 
-    The same file gives the same key in every session (ComfyUI's own patches_uuid is random), another LoRA, strength or
-    quantisation gives another. It does not depend on whether the model is loaded: weights into which ComfyUI has baked
-    a LoRA are read from its backup, and the sampling module, which other nodes exchange while it is loaded, counts only
-    as a patch. Of options and patches numbers count by value and functions by name. Cheap: 16 values per tensor. Takes
-    a MODEL, or a VAE's or CLIP's patcher.
+    The same file gives the same key in every session (ComfyUI's own patches_uuid is random), another LoRA, strength,
+    quantisation, shift or setting of a patch gives another. It does not depend on whether the model is loaded: weights
+    into which ComfyUI has baked a LoRA are read from its backup, and the sampling module, which other nodes exchange
+    while it is loaded, counts only as a patch. Cheap: 16 values per tensor. Takes a MODEL, or the patcher of a VAE or
+    CLIP.
     """
-    digest = hashlib.sha256()
-    # not the state dict: GGUF layers give away placeholders there
-    weights = dict([*model.model.named_parameters(), *model.model.named_buffers()])
-    for name in sorted(weights):
-        if not name.startswith("model_sampling.") and ".side_path_" not in name:  # a loaded LoRA counts as a patch
-            _digest_tensor(digest, name, model.backup[name].weight if name in model.backup else weights[name])
-    for part in ("patches", "object_patches", "model_options", "wrappers"):
-        _digest_part(digest, part, getattr(model, part))
-    return digest.hexdigest()[:32]
+    return _hexdigest(_Look(False).patcher(model))
 
 
-def value_key(value: Any) -> str:
+def value_key(value: Any, in_session: bool = False) -> str:
     """A digest of an input of a node: equal in every session for what samples the same.
 
-    Tensors count by their bytes; MODELs and what has a patcher by patcher_key; functions by name; conditionings,
-    samplers and the like by what they hold.
+    Tensors count by their bytes; MODELs and what has a patcher as in patcher_key; functions by name, defaults and what
+    they close over; conditionings, samplers and the like by what they hold. in_session: what cannot be looked into is
+    equal only to itself, and only as long as this process lives.
     """
+    return _hexdigest(_Look(in_session).pieces(value, DEPTH))
+
+
+def _hexdigest(pieces: Iterator[bytes]) -> str:
     digest = hashlib.sha256()
-    for piece in _pieces(value, DEPTH):
-        digest.update(piece)
+    for piece in pieces:
+        digest.update(piece + b";")
     return digest.hexdigest()[:32]
 
 
-def _digest_tensor(digest: Any, name: str, tensor: Any) -> None:
-    flat = tensor.detach().reshape(-1)
-    sample = flat[:: max(1, flat.numel() // 16)][:16].to("cpu", copy=True)
-    digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-    digest.update(bytes(sample.double().numpy().tobytes()))
+class _Look:
+    """One walk through a value. in_session: as in value_key."""
 
+    def __init__(self, in_session: bool) -> None:
+        self.in_session, self.inside_model = in_session, False
+        self.path: list[int] = []  # what is being looked at, against circles
 
-def _digest_part(digest: Any, name: str, part: Any) -> None:
-    """Numbers by value, tensors by sample, functions and other objects by name; a LoRA's adapter by its weights."""
-    if hasattr(part, "detach"):
-        _digest_tensor(digest, name, part)
-    elif isinstance(part, dict):
-        for key in sorted(part, key=str):
-            _digest_part(digest, f"{name}.{key}", part[key])
-    elif isinstance(part, (tuple, list)):
-        for i, inner in enumerate(part):
-            _digest_part(digest, f"{name}.{i}", inner)
-    elif hasattr(part, "weights"):
-        _digest_part(digest, f"{name}.{type(part).__name__}", part.weights)
-    elif isinstance(part, (int, float, str, type(None))):
-        digest.update(f"{name}={part}".encode())
-    else:
-        digest.update(f"{name}={getattr(part, '__qualname__', type(part).__qualname__)}".encode())
+    def pieces(self, value: Any, depth: int) -> Iterator[bytes]:
+        if isinstance(value, (int, float, complex, str, bytes, type(None), torch.dtype)):
+            yield repr(value).encode()
+        elif isinstance(value, torch.device):
+            yield b"a device"
+        elif isinstance(value, torch.Tensor):
+            yield from self.tensor(value)
+        elif isinstance(value, numpy.ndarray):
+            yield f"{value.shape}{value.dtype}".encode() + value.tobytes()
+        elif depth < 0 or id(value) in self.path:
+            yield b"..."
+        else:
+            self.path.append(id(value))
+            yield from self.inside(value, depth - 1)
+            self.path.pop()
 
+    def inside(self, value: Any, depth: int) -> Iterator[bytes]:
+        if isinstance(value, dict):
+            yield f"{len(value)} keys".encode()
+            for key in sorted(value, key=str):
+                yield str(key).encode()
+                yield from self.pieces(value[key], depth)
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            yield f"{len(value)} values".encode()
+            for inner in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value):
+                yield from self.pieces(inner, depth)
+        elif hasattr(value, "patches") and hasattr(value, "model"):
+            yield from self.patcher(value)
+        elif hasattr(value, "patcher"):
+            yield from self.patcher(value.patcher)
+        elif isinstance(value, functools.partial):
+            yield from self.pieces([value.func, value.args, value.keywords], depth)
+        elif hasattr(value, "__qualname__"):
+            yield from self.function(value, depth)
+        else:
+            yield from self.thing(value, depth)
 
-def _pieces(value: Any, depth: int) -> Iterator[bytes]:
-    if isinstance(value, torch.Tensor):
+    def tensor(self, value: torch.Tensor) -> Iterator[bytes]:
         yield f"{tuple(value.shape)}{value.dtype}".encode()
-        yield value.detach().to("cpu").reshape(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield f"{key}=".encode()
-            yield from _pieces(value[key], depth - 1)
-    elif isinstance(value, (list, tuple)):
-        yield f"{len(value)}:".encode()
-        for inner in value:
-            yield from _pieces(inner, depth - 1)
-    elif isinstance(value, (int, float, str, bool, type(None))):
-        yield repr(value).encode()
-    elif hasattr(value, "patches"):
-        yield patcher_key(value).encode()
-    elif hasattr(value, "patcher"):
-        yield patcher_key(value.patcher).encode()
-    else:
-        yield getattr(value, "__qualname__", type(value).__qualname__).encode()
-        if depth > 0 and hasattr(value, "__dict__") and not hasattr(value, "__qualname__"):
-            yield from _pieces(vars(value), depth - 1)
+        flat = value.detach().reshape(-1)
+        if self.inside_model:
+            flat = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
+            yield bytes(flat.to("cpu", copy=True).double().numpy().tobytes())
+        else:
+            yield flat.to("cpu").view(torch.uint8).numpy().tobytes()
+
+    def patcher(self, model: Any) -> Iterator[bytes]:
+        was, self.inside_model = self.inside_model, True
+        # not the state dict: GGUF layers give away placeholders there
+        weights = dict([*model.model.named_parameters(), *model.model.named_buffers()])
+        for name in sorted(weights):
+            if not name.startswith("model_sampling.") and ".side_path_" not in name:  # a loaded LoRA counts as a patch
+                yield name.encode()
+                yield from self.tensor(model.backup[name].weight if name in model.backup else weights[name])
+        for part in ("patches", "object_patches", "model_options", "wrappers"):
+            yield part.encode()
+            yield from self.pieces(getattr(model, part), DEPTH)
+        self.inside_model = was
+
+    def function(self, value: Any, depth: int) -> Iterator[bytes]:
+        """Functions, methods and classes."""
+        yield value.__qualname__.encode()
+        if isinstance(value, types.MethodType):
+            yield from self.pieces(value.__self__, depth)
+            value = value.__func__
+        if not isinstance(value, types.FunctionType):
+            return
+        yield from self.pieces([value.__defaults__, value.__kwdefaults__], depth)
+        for cell in value.__closure__ or ():
+            try:
+                held = cell.cell_contents
+            except ValueError:  # not filled yet
+                continue
+            if isinstance(held, (list, dict, set)):  # may change while it samples
+                yield from self.opaque(held)
+            else:
+                yield from self.pieces(held, depth)
+
+    def thing(self, value: Any, depth: int) -> Iterator[bytes]:
+        """Any other object: of ComfyUI's and our own classes what they hold, and so of inputs that are no model."""
+        yield type(value).__qualname__.encode()
+        if isinstance(value, torch.nn.Module):
+            held = {**dict(value.named_parameters(recurse=False)), **dict(value.named_buffers(recurse=False)),
+                    **{name: one for name, one in vars(value).items() if isinstance(one, (int, float, str))}}
+            yield from self.pieces(held, depth)
+        elif not self.inside_model or type(value).__module__.split(".")[0] in CORE:
+            held = vars(value) if hasattr(value, "__dict__") else getattr(value, "weights", None)
+            yield from self.pieces(held, depth)
+        else:
+            yield from self.opaque(value)
+
+    def opaque(self, value: Any) -> Iterator[bytes]:
+        if not self.in_session:
+            return
+        try:
+            yield f"#{_TOKENS.setdefault(value, next(_COUNTER))}".encode()
+        except TypeError:  # lists and the like: equal to nothing
+            yield f"#{next(_COUNTER)}".encode()

@@ -99,23 +99,31 @@ def placed(memory: VideoMemory, placement: str) -> VideoMemory:
     return replace(memory, spec=replace(memory.spec, placement=placement))
 
 
-def with_spec(memory: VideoMemory, spec: MemorySpec) -> VideoMemory:
-    """The memory as one of another precision, placement or window holds it, for the same checkpoint.
+def trimmed(memory: VideoMemory, spec: MemorySpec) -> VideoMemory:
+    """The memory under a spec of another precision, placement or window, for the same checkpoint.
 
-    K/V are stored anew, without the model; a shorter window loses its oldest chunks. K/V that shall rest in RAM are
-    there afterwards.
+    A shorter window loses its oldest chunks; K/V stay as they are until stored_anew.
     """
     check_spec(spec)
     memory = replace(memory, spec=spec)
     sink, pins, others = _roles(memory, memory.blocks)
     newest = _newest(others, spec.capacity_latents - spec.sink_latents - _length(pins))
-    memory = _keep(memory, memory.blocks, {kept.start for kept in (*sink, *pins, *newest)})
+    return _keep(memory, memory.blocks, {kept.start for kept in (*sink, *pins, *newest)})
+
+
+def stored_anew(memory: VideoMemory, start: int) -> VideoMemory:
+    """The memory with the K/V of the chunk that starts there as its spec stores them, made without the model.
+
+    K/V that shall rest in RAM are there afterwards.
+    """
+    spec = memory.spec
+    precision = "int8" if spec.precision == "4bit" and is_sink(memory, start) else spec.precision
 
     def stored(block: MemoryBlock) -> MemoryBlock:
-        precision = "int8" if spec.precision == "4bit" and is_sink(memory, block.start) else spec.precision
+        if block.start != start:
+            return block
         found = {name: getattr(block, name) for name in CACHES if getattr(block, name) is not None}
-        new = {name: kv if kv.is_gone else repacked(kv, precision) for name, kv in found.items()}
-        block = replace(block, **new)
+        block = replace(block, **{name: kv if kv.is_gone else repacked(kv, precision) for name, kv in found.items()})
         return _at_rest(block) if spec.placement == "ram" else block
 
     return replace(memory, blocks=tuple(map(stored, memory.blocks)), archive=tuple(map(stored, memory.archive)))

@@ -106,6 +106,7 @@ class PromptForClip(io.ComfyNode):
             raise ValueError(message("Prompt for Clip needs a text encoder", clip, "a CLIP from a text encoder loader",
                                      "Connect Load Text Encoder (NF4); this checkpoint may not contain one."))
         device = clip.patcher.load_device
+        clip.load_model()  # what it pushes off the card is no part of the encoding
         with watched(plan, "text", device, user_folder(), partial(models_bytes, device)):
             encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         return io.NodeOutput([[tokens, {**extra, "videomemory_text": text}] for tokens, extra in encoded], text)

@@ -38,6 +38,7 @@ from .chunk_loop import (
     Caches,
     Clip,
     ClipModel,
+    Held,
     Keep,
     Noise,
     count_forwards,
@@ -91,8 +92,9 @@ class MemorySampler(comfy.samplers.Sampler):
             "preview": lambda i, x, x0: callback(i, x0, x, sigmas.shape[0] - 1)}
         if self.keep is not None:
             told["keep"] = self.keep
-        samples, self.memory = sample_clip(model, self._on(device), self.clip, self.progress, retreat=self.retreat,
-                                           **told)
+        held = Held(self._on(device))  # not as an argument: Python 3.11 holds those of a call with ** to its end
+        samples = sample_clip(model, held, self.clip, self.progress, retreat=self.retreat, **told)
+        self.memory = held.memory
         return samples.to(device)
 
     def _show(self, memory: VideoMemory) -> None:

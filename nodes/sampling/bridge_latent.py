@@ -11,7 +11,7 @@ import node_helpers
 import torch
 
 from ..common.compat import model_facts
-from ..common.digest import patcher_key, value_key
+from ..common.digest import patcher_key
 from ..common.errors import message
 from ..common.types import Anchor, VideoMemory
 from ..memory.colour import hold_colours
@@ -139,11 +139,10 @@ def _open(request: ClipRequest) -> _Film:
 
 def _unfinished(request: ClipRequest, is_cut: bool) -> Unfinished:
     """By all that the samples are made from."""
-    memory = request.memory
-    key = value_key([film_digest(memory), memory.spec.preset, request.geometry, request.latents, request.seed,
-                     request.cfg, is_cut, request.positive, request.negative, request.start_image, request.vae,
-                     request.model, request.model_low_noise, request.clip_vision, request.sampler, request.sigmas])
-    return Unfinished(request.kept_in, key, value_key(vars(memory.spec)))
+    return Unfinished(request.kept_in, [
+        film_digest(request.memory), request.geometry, request.latents, request.seed, request.cfg, is_cut,
+        request.positive, request.negative, request.start_image, request.vae, request.model, request.model_low_noise,
+        request.clip_vision, request.sampler, request.sigmas], request.memory.spec)
 
 
 def _given(film: _Film, blank: Callable[[torch.Tensor], torch.Tensor]) -> Given:

@@ -11,9 +11,10 @@ import torch
 from ..budget.retreat import OFFLOAD_STEP, step_down
 from ..common.compat import model_facts, other_models_bytes
 from ..common.progress import Progress
-from ..common.types import MemorySpec, VideoMemory
-from ..memory.state import with_spec
+from ..common.types import MemorySpec
+from ..memory.state import stored_anew, trimmed
 from .bridge_hook import MemoryHook
+from .chunk_loop import Held
 
 
 class Retreat:
@@ -27,7 +28,7 @@ class Retreat:
         self.profile, self.progress, self.pinned = profile, progress, frozenset(pinned)
         self.offloaded_bytes, self._is_stuck = 0, False
 
-    def __call__(self, patcher: Any, hook: MemoryHook, memory: VideoMemory) -> VideoMemory | None:
+    def __call__(self, patcher: Any, hook: MemoryHook, held: Held) -> bool:
         """A chunk_loop.Retreat of this MODEL and its hook."""
         device = patcher.load_device
         hook.clear()
@@ -35,18 +36,27 @@ class Retreat:
         if other_models_bytes(device, patcher):
             mm.free_memory(mm.get_total_memory(device), device, keep_loaded=_own(patcher))
             self.progress.say("memory ran out: other models were moved away, going on from the last chunk")
-            return memory
-        less = step_down(memory.spec, self.profile, model_facts(patcher).head_dim, self.pinned,
+            return True
+        less = step_down(held.memory.spec, self.profile, model_facts(patcher).head_dim, self.pinned,
                          not self._is_stuck and _can_offload(patcher))
         if less is None:
-            return None
+            return False
         if less.kind == "offload":
             freed = _offload(patcher)
             self.offloaded_bytes, self._is_stuck = self.offloaded_bytes + freed, freed <= 0
         self.progress.say(f"memory ran out: {less.words} from here on, going on from the last chunk")
         hook.rests_in_ram = less.spec.placement == "ram"
         with torch.no_grad():
-            return with_spec(memory, less.spec)
+            _store_anew(held, less.spec)
+        mm.soft_empty_cache()
+        return True
+
+
+def _store_anew(held: Held, spec: MemorySpec) -> None:
+    """One chunk after the other, so that the old form of each is freed before the next one's new form is made."""
+    held.memory = trimmed(held.memory, spec)
+    for start in [block.start for block in (*held.memory.blocks, *held.memory.archive)]:
+        held.memory = stored_anew(held.memory, start)
 
 
 def _own(patcher: Any) -> list[Any]:

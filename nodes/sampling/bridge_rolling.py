@@ -9,10 +9,10 @@ import comfy.utils
 import torch
 
 from ..common.compat import model_facts
-from ..common.digest import patcher_key, value_key
+from ..common.digest import patcher_key
 from ..common.errors import message
 from ..common.types import Preset, VideoMemory
-from ..memory.state import begin_scene, film_digest, hash_prompt, placed, prompt_tokens
+from ..memory.state import begin_scene, film_digest, hash_prompt, prompt_tokens
 from .bridge import sample_with_memory
 from .bridge_retreat import Retreat, retreat_note
 from .clip_notes import rebuilt_note, retrieved_note
@@ -46,10 +46,10 @@ def sample_rolling(request: ClipRequest) -> ClipResult:
 
 def _unfinished(request: ClipRequest, given: torch.Tensor | None, is_cut: bool) -> Unfinished:
     """Where this clip's finished chunks are kept, by all that they are made from."""
-    memory, has_negative = request.memory, not math.isclose(request.cfg, 1.0)
-    key = value_key([film_digest(memory), memory.spec.preset, request.latents, request.seed, request.cfg, given, is_cut,
-                     request.positive, request.negative if has_negative else None, patcher_key(request.model)])
-    return Unfinished(request.kept_in, key, value_key(vars(placed(memory, "").spec)))
+    has_negative = not math.isclose(request.cfg, 1.0)
+    made_from = [film_digest(request.memory), request.geometry, request.latents, request.seed, request.cfg, given,
+                 is_cut, request.positive, request.negative if has_negative else None, request.model]
+    return Unfinished(request.kept_in, made_from, request.memory.spec)
 
 
 def _report(before: VideoMemory, preset: Preset, latents: int) -> str:

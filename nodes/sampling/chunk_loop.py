@@ -33,7 +33,7 @@ Denoise = Callable[[torch.Tensor, float, VideoMemory, int], torch.Tensor]
 Encode = Callable[[torch.Tensor, VideoMemory, tuple[str | None, ...], torch.Tensor | None], tuple[Caches, ...]]
 Noise = Callable[[int], Draw]
 Preview = Callable[[int, torch.Tensor, torch.Tensor], None]  # (forward, x, x0)
-Retreat = Callable[[VideoMemory], VideoMemory | None]  # out of memory: the memory with less of it, None = no way
+Retreat = Callable[["Held"], bool]  # out of memory: puts less in place of the memory; False = no way
 Keep = Callable[[torch.Tensor], None]  # the clip's finished chunks so far, [1, C, n, h, w] normalised
 
 
@@ -45,8 +45,16 @@ def _keep_nothing(_finished: torch.Tensor) -> None:
     return None
 
 
-def no_way(_memory: VideoMemory) -> None:
+def no_way(_held: Held) -> bool:
     """The Retreat of whoever cannot give anything up."""
+    return False
+
+
+@dataclass
+class Held:
+    """The memory at work. Nothing else may hold it meanwhile: what it gives up has to be freed at once."""
+
+    memory: VideoMemory
 
 
 @dataclass(frozen=True)
@@ -93,16 +101,15 @@ def count_forwards(clip: Clip, memory: VideoMemory, has_negative: bool) -> int:
     return len(rebuilt_together(memory, has_negative)) + steps + clip.chunks
 
 
-def sample_clip(model: ClipModel, memory: VideoMemory, clip: Clip, progress: Progress = SILENT,
-                preview: Preview = _nothing, retreat: Retreat = no_way,
-                keep: Keep = _keep_nothing) -> tuple[torch.Tensor, VideoMemory]:
-    """Sample the clip after the memory's last latent.
+def sample_clip(model: ClipModel, held: Held, clip: Clip, progress: Progress = SILENT, preview: Preview = _nothing,
+                retreat: Retreat = no_way, keep: Keep = _keep_nothing) -> torch.Tensor:
+    """Sample the clip after the memory's last latent; held: that memory, afterwards the one after the clip.
 
     retreat: asked each time that the device runs out of memory; the chunk that failed is then made again from its own
-    noise, and finished ones are kept. keep: told after every chunk but the last one, for a clip that breaks off all the
-    same. Returns ([1, C, latents, h, w] normalised float32 on the CPU, the new memory).
+    noise, and finished ones are kept. keep: told after every new chunk but the last one, for a clip that breaks off all
+    the same. Returns [1, C, latents, h, w] normalised float32 on the CPU.
     """
-    total, made = count_forwards(clip, memory, model.has_negative), 0
+    total, made = count_forwards(clip, held.memory, model.has_negative), 0
 
     def tick(_i: int, x: torch.Tensor, x0: torch.Tensor) -> None:
         nonlocal made
@@ -110,16 +117,14 @@ def sample_clip(model: ClipModel, memory: VideoMemory, clip: Clip, progress: Pro
         progress.update(min(made, total), total)
         preview(min(made, total) - 1, x, x0)
 
-    memory, _ = _holding_out(lambda now: (rebuild(model, now, progress, tick), None), memory, retreat)
-    done = []
+    _holding_out(lambda memory: (rebuild(model, memory, progress, tick), None), held, retreat)
+    done, kept = [], 0 if clip.finished is None else clip.finished.shape[2]
     for c in range(clip.chunks):
-        progress.say(f"clip {memory.clips_done + 1}, chunk {c + 1} of {clip.chunks}")
-        make = partial(_make_chunk, model, clip, clip.known(c), progress, tick)
-        memory, x0 = _holding_out(make, memory, retreat)
-        done.append(x0)
-        if c + 1 < clip.chunks:
+        progress.say(f"clip {held.memory.clips_done + 1}, chunk {c + 1} of {clip.chunks}")
+        done.append(_holding_out(partial(_make_chunk, model, clip, clip.known(c), progress, tick), held, retreat))
+        if c + 1 < clip.chunks and (c + 1) * clip.preset.chunk > kept:
             keep(torch.cat(done, 2))
-    return torch.cat(done, 2), memory
+    return torch.cat(done, 2)
 
 
 def _make_chunk(model: ClipModel, clip: Clip, given: torch.Tensor | None, progress: Progress, tick: Preview,
@@ -137,18 +142,17 @@ def _make_chunk(model: ClipModel, clip: Clip, given: torch.Tensor | None, progre
     return memory, x0.to("cpu", torch.float32)
 
 
-def _holding_out(make: Callable[[VideoMemory], tuple[VideoMemory, torch.Tensor | None]], memory: VideoMemory,
-                 retreat: Retreat) -> tuple[VideoMemory, torch.Tensor | None]:
+def _holding_out(make: Callable[[VideoMemory], tuple[VideoMemory, torch.Tensor | None]], held: Held,
+                 retreat: Retreat) -> torch.Tensor | None:
     """make(memory), again with less each time that the device runs out of memory."""
     while True:
         try:
-            return make(memory)
+            held.memory, made = make(held.memory)
+            return made
         except torch.cuda.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
-            less = retreat(memory)
-            if less is None:
+            if not retreat(held):
                 raise
-        memory = less
 
 
 def sample_chunk(model: ClipModel, memory: VideoMemory, preset: Preset, draw: Draw, progress: Progress = SILENT,

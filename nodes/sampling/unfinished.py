@@ -9,28 +9,40 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..common.digest import value_key
 from ..common.errors import message
+from ..common.types import MemorySpec
 
 FOLDER = "unfinished"  # inside the pack's part of ComfyUI's user folder
 KEPT = 8  # files, the newest
-NAME = "samples"
+NAME, ENDING = "samples", ".safetensors"
+VERSION = 1  # of what a clip is made like: another one takes nothing up
+GIVEN_UP = ("precision", "window_latents")  # of a memory, when memory runs out (budget.retreat); where it rests is free
+BROKEN_S = 3600  # after that nobody is writing any more
 
 
 class Unfinished:
     """The finished part of one clip.
 
-    folder: where such files lie. key: digest of what the clip is made from. way: digest of how the memory is stored
-    while it is made, which may be another one after memory ran out: somebody who plans with less then goes on.
+    folder: where such files lie. made_from: all that decides what the clip is, for value_key. spec: of its memory; how
+    that stores what it holds may be another after memory ran out: somebody who plans with less then goes on.
     """
 
-    def __init__(self, folder: Path, key: str, way: str) -> None:
-        self.path, self.way = folder / f"{key}.safetensors", way
+    def __init__(self, folder: Path, made_from: Sequence[Any], spec: MemorySpec) -> None:
+        facts = vars(replace(spec, placement=""))
+        stored = {name: facts.pop(name) for name in GIVEN_UP}
+        self.folder, self.key = folder, value_key([VERSION, made_from, facts], in_session=True)
+        self.path = folder / f"{self.key}.{value_key(stored)[:8]}{ENDING}"
         self.taken_up = ""  # what of the clip was there before, in words
         self._newest: tuple[torch.Tensor, int, str] | None = None
 
@@ -60,23 +72,24 @@ class Unfinished:
         """
         self._newest = samples.detach().to("cpu", torch.float32).contiguous(), done, words
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        facts = {"way": self.way, "done": str(done), "words": words, "ran_out": "yes" if ran_out else "no"}
+        facts = {"done": str(done), "words": words, "ran_out": "yes" if ran_out else "no"}
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             save_file({NAME: self._newest[0]}, str(partial), metadata=facts)
             os.replace(partial, self.path)
             self._sweep()
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-            return f"What is finished of the clip could not be kept in {self.path.parent} ({error})."
+            return f"What is finished of the clip could not be kept in {self.folder} ({error})."
         return ""
 
     def ran_out(self, error: BaseException) -> torch.OutOfMemoryError:
         """Note that memory ran out, and nothing was left to give up; the error that says what is kept."""
         then = "Close other programs, or let VRAM Budget Gate plan with less."
         if self._newest is not None and not self.keep(*self._newest[::2], self._newest[1], ran_out=True):
-            then += f" Of the clip {self._newest[2]} are kept: queue again, and it goes on from there."
+            then += (f" Of the clip {self._newest[2]} are kept: queue it again in the same size and length, and it "
+                     "goes on from there.")
         return torch.OutOfMemoryError(message("Clip Sampler: memory ran out, and nothing is left to give up", error,
                                               "a little more memory", then))
 
@@ -88,27 +101,46 @@ class Unfinished:
 
     def forget(self) -> None:
         """The clip is whole."""
-        with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
+        for path in (self.path, *self._others()):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _load(self) -> tuple[torch.Tensor | None, int, str]:
-        """What was kept as (samples, done, words); (None, 0, "") for what was made another way or cannot be trusted."""
-        nothing = None, 0, ""
-        try:
-            with safe_open(str(self.path), "pt") as file:
-                facts, kept = file.metadata() or {}, file.get_tensor(NAME).clone()  # Windows replaces no mapped file
-                found = kept, int(facts["done"]), facts["words"]
-                is_ours = facts["way"] == self.way or facts["ran_out"] == "yes"
-        except (OSError, SafetensorError, ValueError, KeyError):
-            return nothing
-        if not is_ours or kept.dtype != torch.float32 or not bool(kept.isfinite().all()):
-            return nothing
-        self._newest = found
-        return found
+        """What was kept as (samples, done, words); (None, 0, "") where nothing was, or nothing that can be trusted."""
+        for path in (self.path, *self._others()):
+            found = _read(path)
+            if found is not None:
+                self._newest = found
+                return found
+        return None, 0, ""
+
+    def _others(self) -> list[Path]:
+        """Files of this clip, its memory stored another way, that broke off as memory ran out."""
+        found = sorted(self.folder.glob(f"{self.key}.*{ENDING}"), key=lambda path: -path.stat().st_mtime)
+        return [path for path in found if path != self.path and _facts(path).get("ran_out") == "yes"]
 
     def _sweep(self) -> None:
-        """Only the newest files stay."""
-        found = sorted(self.path.parent.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
-        for path in found[KEPT:]:
+        """Only the newest files stay, and nothing of a process that was killed while it wrote."""
+        found = sorted(self.folder.glob(f"*{ENDING}"), key=lambda path: -path.stat().st_mtime)
+        broken = [path for path in self.folder.glob("*.part") if time.time() - path.stat().st_mtime > BROKEN_S]
+        for path in (*found[KEPT:], *broken):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _facts(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(str(path), "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError, ValueError):
+        return {}
+
+
+def _read(path: Path) -> tuple[torch.Tensor, int, str] | None:
+    try:
+        with safe_open(str(path), "pt") as file:
+            facts, kept = file.metadata() or {}, file.get_tensor(NAME).clone()  # Windows replaces no mapped file
+            found = kept, int(facts["done"]), facts["words"]
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None
+    return found if kept.dtype == torch.float32 and bool(kept.isfinite().all()) else None

@@ -208,6 +208,17 @@ def test_memory_that_ran_out_teaches_only_that_more_was_taken_than_predicted(tmp
     assert clip_seconds([record], "a card", plan()) == 0
 
 
+def test_a_film_that_broke_off_leaves_no_record_of_its_encoder(tmp_path, monkeypatch):
+    from pack.nodes.budget import watch as at_work
+
+    monkeypatch.setattr(at_work.torch.cuda, "reset_peak_memory_stats", lambda _device: None)
+    monkeypatch.setattr(at_work.torch.cuda, "max_memory_allocated", lambda _device: 100 * MIB)
+    with pytest.raises(torch.OutOfMemoryError), watched(plan(), ("interpolation", "encode"), torch.device("cuda"),
+                                                        tmp_path):
+        raise torch.OutOfMemoryError("the card is full")
+    assert read_records(tmp_path / "budget.json") == ()
+
+
 def test_phases_at_once_share_one_measurement(tmp_path):
     """RIFE's part is on the card, what both take of RAM is one number."""
     with watched(plan(), ("interpolation", "encode"), CPU, tmp_path):

@@ -70,7 +70,13 @@ def test_facts_of_a_vae_are_those_of_comfyuis(name):
                                                                    "Wan 2.2 I2V 14B"),
     ("sub\\wan2.2_t2v_low_noise_14B_fp16.safetensors", "Wan T2V 14B"),
     ("wan2.2_ti2v_5B_fp8_scaled.safetensors", None), ("wan2.1_vace_14B_fp16.safetensors", None),
-    ("my_model.safetensors", None), ("Wan2.2-TI2V-5B-Q4_K.gguf", None),
+    ("my_model.safetensors", None), ("Wan2.2-TI2V-5B-Q4_K.gguf", None), ("Wan2_1-T2V-14B-bnb-4bit.safetensors", None),
+    ("Wan2.1-T2V-14B-e4m3fn.safetensors", None), ("wan2.1_t2v_14B_8bit.safetensors", None),
+    ("Wan2.2-TI2V-5B-AWQ.safetensors", None), ("Wan21_AccVid_I2V_480P_14B_rank32.safetensors", None),
+    ("Wan2.2-Lightning_T2V-A14B-4steps-rank64_HIGH.safetensors", None), ("wan2.1_phantom_t2v_14B.safetensors", None),
+    ("Wan21_T2V_14B_lightx2v_cfg_step_distill_rank32.safetensors", None), ("self_forcing_14b.pt", None),
+    ("Wan21_Uni3C_controlnet_I2V_14B.safetensors", None), ("mirage_wan22_ti2v_5b_branch.safetensors", None),
+    ("self_forcing_vae.pt", None), ("Wan2_1-MultiTalk_T2V-14B.safetensors", None),
 ])
 def test_a_file_is_known_by_its_name_alone_where_that_says_enough(name, title):
     found = published_model(name)
@@ -78,7 +84,7 @@ def test_a_file_is_known_by_its_name_alone_where_that_says_enough(name, title):
 
 
 def test_what_is_packed_or_unknown_is_not_guessed():
-    assert published_vae("vae.safetensors", 2) is None
+    assert published_vae("vae.safetensors", 2) is published_vae("Wan2.1_VAE_upscale2x_real_v1.safetensors", 2) is None
     assert published_text_encoder("umt5_xxl_fp8_e4m3fn_scaled.safetensors") is None
     assert published_text_encoder("umt5_xxl_fp16.safetensors").bytes / 1e9 == pytest.approx(11.4, abs=0.1)
 

@@ -54,11 +54,77 @@ def test_models_count_by_their_weights():
     assert value_key(vision) == value_key(copy.copy(vision)) != value_key(clip_vision(1152))
 
 
+def settings() -> dict[str, tuple]:
+    """What a user turns a knob of, before and after: by core's own nodes."""
+    import functools
+
+    import numpy
+    from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
+    from comfy_extras.nodes_custom_sampler import SamplerER_SDE, SamplerSASolver
+    from comfy_extras.nodes_easycache import EasyCacheNode
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
+
+    from ..sampling.latent_models import model
+
+    def made(node, *values, **options):
+        result = node.execute(*values, **options) if hasattr(node, "execute") else node().patch(*values, **options)
+        return getattr(result, "args", result)[0]
+
+    wan = model("i2v22")
+    return {
+        "shift": [made(ModelSamplingSD3, wan, shift) for shift in (3.0, 8.0, 3.0)],
+        "rescale": [made(RescaleCFG, wan, by) for by in (0.1, 0.9, 0.1)],
+        "cache": [made(EasyCacheNode, wan, by, 0.15, 0.95, False) for by in (0.2, 0.8, 0.2)],
+        "sde": [made(SamplerER_SDE, "Reverse-time SDE", 3, eta, 1.0) for eta in (0.2, 1.0, 0.2)],
+        "sa": [made(SamplerSASolver, wan, eta, 0.2, 0.8, 1.0, 3, 4, False, False) for eta in (0.1, 1.0, 0.1)],
+        "upscale": [made(SamplerLCMUpscale, by, 4, "bislerp") for by in (1.0, 1.5, 1.0)],
+        "partial": [functools.partial(sorted, key=key) for key in (len, str, len)],
+        "array": [numpy.arange(first, first + 3) for first in (0, 1, 0)],
+        "dtype": [torch.float16, torch.bfloat16, torch.float16],
+        "neighbours": [[6, 67, 1.0], [66, 7, 1.0], [6, 67, 1.0]]}
+
+
+@pytest.mark.parametrize("knob", ["shift", "rescale", "cache", "sde", "sa", "upscale", "partial", "array", "dtype",
+                                  "neighbours"])
+@pytest.mark.parametrize("in_session", [False, True])
+def test_a_turned_knob_is_another_key_and_turned_back_the_old_one(knob, in_session):
+    from pack.nodes.common.digest import value_key
+
+    one, other, back = (value_key(value, in_session) for value in settings()[knob])
+    assert one == back != other
+
+
+def test_what_cannot_be_looked_into_is_equal_only_to_itself_where_that_is_asked():
+    from pack.nodes.common.digest import value_key
+
+    from ..sampling.latent_models import model
+
+    class Somebodys:
+        def __init__(self, strength):
+            self.strength = strength
+
+    def patched(thing):
+        changed = model("i2v22").clone()
+        changed.model_options["transformer_options"]["theirs"] = thing
+        return changed
+
+    def counting(steps):
+        return lambda: steps
+
+    weak, strong = Somebodys(0.1), Somebodys(0.9)
+    Somebodys.__module__ = "somebodys.nodes"
+    assert value_key(patched(weak)) == value_key(patched(strong))
+    assert value_key(patched(weak), True) == value_key(patched(weak), True) != value_key(patched(strong), True)
+    assert value_key(counting([1])) == value_key(counting([2]))
+    assert value_key(counting([1]), True) != value_key(counting([1]), True)
+    assert value_key(counting(1)) != value_key(counting(2))
+
+
 def test_keys_are_the_same_in_every_session():
     """Written down once: a key that changes makes every film again. A sampler's holds names of ComfyUI's functions."""
     from pack.nodes.common.digest import value_key
 
-    assert value_key([[torch.arange(4.0), {"a": 1, "b": [True, None]}]]) == "6ef065832cfd2a203ba7ac640f3b8f58"
+    assert value_key([[torch.arange(4.0), {"a": 1, "b": [True, None]}]]) == "d37abbee046bb9b66a930d2aea27e409"
 
 
 def test_the_time_of_a_clip_comes_from_the_film_or_else_from_records(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -188,20 +190,24 @@ def rooms(monkeypatch):
     return asked
 
 
-def failing(forwards: set[int], kind: str = "i2v22"):
+FAILS: dict[str, tuple[list[int], set[int]]] = {}  # beside the MODELs: what a patch holds is part of its MODEL
+
+
+def fail(name, executor, *args, **kwargs):
+    made, forwards = FAILS[name]
+    made.append(0)
+    if len(made) in forwards:
+        raise torch.cuda.OutOfMemoryError("the card is full")
+    return executor(*args, **kwargs)
+
+
+def failing(forwards: set[int], kind: str = "i2v22", name: str = "one"):
     """A MODEL that runs out of memory in these of its forwards, and the list of the forwards that were begun."""
     from comfy.patcher_extension import WrappersMP
 
-    made, patcher = [], model(kind).clone()
-
-    def fail(executor, *args, **kwargs):
-        made.append(0)
-        if len(made) in forwards:
-            raise torch.cuda.OutOfMemoryError("the card is full")
-        return executor(*args, **kwargs)
-
-    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "fail", fail)
-    return patcher, made
+    FAILS[name], patcher = ([], forwards), model(kind).clone()
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "fail", functools.partial(fail, name))
+    return patcher, FAILS[name][0]
 
 
 @pytest.mark.parametrize("preset", [PAIR, "wan22_ti2v_5b", "svd"])
@@ -211,7 +217,7 @@ def test_a_clip_is_the_same_when_memory_runs_out_on_the_way(preset, rooms):
     coder = blocks_vae(preset) if kind == "svd" else vae(kind)
     options = {"vae": coder, "sampler": euler(), "start_image": picture()}
     patcher, _ = failing({2, 3}, kind)
-    want, _, _ = sample(preset, memory_of(preset), 2, model=failing(set(), kind)[0], **options)
+    want, _, _ = sample(preset, memory_of(preset), 2, model=failing(set(), kind, "plain")[0], **options)
     rooms.clear()
     got, _, report = sample(preset, memory_of(preset), 2, model=patcher, **options)
     assert torch.equal(got["samples"], want["samples"])
@@ -222,16 +228,18 @@ def test_a_clip_is_the_same_when_memory_runs_out_on_the_way(preset, rooms):
 def test_what_the_first_model_has_made_is_kept_when_the_second_is_out_of_memory(rooms):
     sigmas = torch.tensor([1.0, 0.95, 0.7, 0.4, 0.0])
     options = {"vae": vae(""), "sampler": euler(), "start_image": picture(), "sigmas": sigmas}
-    high, low = failing(set()), failing(set(range(1, 100)))
-    want, _, _ = sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=failing(set())[0], **options)
+    high, low = failing(set(), name="high"), failing(set(), name="low")
+    want, _, _ = sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=low[0], **options)
     done = len(high[1])
+    FAILS["low"][1].update(range(1, 100))
     with pytest.raises(torch.cuda.OutOfMemoryError, match="what its first model has made are kept"):
         sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=low[0], **options)
     assert len(high[1]) == 2 * done
-    got, _, report = sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=failing(set())[0], **options)
+    FAILS["low"][1].clear()
+    got, _, report = sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=low[0], **options)
     assert len(high[1]) == 2 * done and torch.equal(got["samples"], want["samples"])
     assert "what its first model has made were kept and not sampled again" in report
-    sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=failing(set())[0], **options)
+    sample(PAIR, memory_of(PAIR), 2, model=high[0], model_low_noise=low[0], **options)
     assert len(high[1]) == 3 * done  # whole: nothing is left of it
 
 

@@ -8,7 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 from pack.nodes.common.types import MemoryBlock, ModelFacts
-from pack.nodes.sampling.chunk_loop import Clip, ClipModel, count_forwards, sample_chunk, sample_clip, seeded_noise
+from pack.nodes.sampling.chunk_loop import (
+    Clip,
+    ClipModel,
+    Held,
+    count_forwards,
+    sample_chunk,
+    sample_clip,
+    seeded_noise,
+)
 from pack.nodes.sampling.positions import local_positions, runs
 from pack.nodes.sampling.presets import PRESETS, custom_preset, find_preset, memory_spec, shifted
 from pack.nodes.sampling.solvers import make_solver
@@ -149,7 +157,9 @@ def toy_loop(memory, latents, calls=None):
         return tuple((object(), None) for _ in precisions)
 
     model = ClipModel(denoise, encode, torch.device("cpu"))
-    return sample_clip(model, memory, Clip(preset, latents, seeded_noise(5, (1, 2, 3, 4, 4)), prompt=torch.ones(1, 4)))
+    held = Held(memory)
+    clip = Clip(preset, latents, seeded_noise(5, (1, 2, 3, 4, 4)), prompt=torch.ones(1, 4))
+    return sample_clip(model, held, clip), held.memory
 
 
 def test_two_short_clips_equal_one_long_one():
@@ -192,7 +202,7 @@ def test_every_forward_is_counted_also_those_that_recache():
 
     model = ClipModel(lambda x, s, m, c: forwards.append(s) or x, encode, torch.device("cpu"))
     clip = Clip(PRESETS["toyworld"], 3, seeded_noise(5, (1, 2, 3, 4, 4)))
-    sample_clip(model, bare, clip, Progress(update=lambda done, total: shown.append((done, total))))
+    sample_clip(model, Held(bare), clip, Progress(update=lambda done, total: shown.append((done, total))))
     own = memory.blocks[0].prompt  # the sink alone and under its own prompt, the window together, the new chunk
     assert own is not None and groups == [(3, own), (6, None), (3, None)]
     assert len(forwards) == count_forwards(clip, bare, False) == 2 + 8 + 1
@@ -220,8 +230,9 @@ def test_a_frame_wise_checkpoint_is_seeded_with_the_image_alone():
                       torch.device("cpu"))
     clip = Clip(preset, 2, seeded_noise(5, (1, 2, 1, 4, 4)), given=torch.full((1, 2, 1, 4, 4), 7.0))
     memory = empty_memory(memory_spec("causal_forcing_framewise"))
-    samples, after = sample_clip(model, memory, clip)
-    assert (samples[:, :, 0] == 7).all() and steps == [1] * 4 and after.latents_done == 2
+    held = Held(memory)
+    samples = sample_clip(model, held, clip)
+    assert (samples[:, :, 0] == 7).all() and steps == [1] * 4 and held.memory.latents_done == 2
     assert count_forwards(clip, memory, False) == 1 + 4 + 1
 
 
@@ -249,6 +260,6 @@ def test_cancel_stops_within_a_step():
 
     model = ClipModel(lambda x, s, m, c: seen.append(s) or x, lambda x, m, p, t: (), torch.device("cpu"))
     with pytest.raises(Cancelled):
-        sample_clip(model, empty_memory(memory_spec("toyworld")),
+        sample_clip(model, Held(empty_memory(memory_spec("toyworld"))),
                     Clip(PRESETS["toyworld"], 6, seeded_noise(0, (1, 1, 3, 2, 2))), Progress(check_cancel=check))
     assert len(seen) == 3
