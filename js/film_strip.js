@@ -4,7 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { FilmView } from "./film/view.js";
-import { addPanel, addStyles, asOneStep, lookEvery } from "./page.js";
+import { addPanel, addStyles, asOneStep, lookEvery, whileUsed } from "./page.js";
 
 const NODE = "VideoMemoryRenderShort";
 const HEIGHT = 216;
@@ -59,14 +59,14 @@ function followProgress(node, view) {
   const isOurs = (id) => String(id) === String(node.id) || String(id).endsWith(`:${node.id}`);
   const said = ({ detail }) => isOurs(detail.nodeId) && view.showProgress(detail.text);
   const ended = () => view.showProgress("");
-  api.addEventListener("progress_text", said);
-  for (const event of ENDS) api.addEventListener(event, ended);
-  const { onRemoved } = node;
-  node.onRemoved = function removed(...rest) {
-    api.removeEventListener("progress_text", said);
-    for (const event of ENDS) api.removeEventListener(event, ended);
-    return onRemoved?.apply(this, rest);
-  };
+  whileUsed(node, () => {
+    api.addEventListener("progress_text", said);
+    for (const event of ENDS) api.addEventListener(event, ended);
+    return () => {
+      api.removeEventListener("progress_text", said);
+      for (const event of ENDS) api.removeEventListener(event, ended);
+    };
+  });
 }
 
 /** Set the node's own inputs; nothing is queued. */

@@ -17,6 +17,8 @@ export function addStyles() {
 
 const MARGIN = 10; // that the classic renderer leaves above and below a DOM widget
 const PLACE_MS = 400; // until a panel is where its node is
+const GONE_MS = 1000; // until what runs for a node that is gone ends
+const running = new Map(); // what ends it -> the node that it runs for
 
 /** A DOM widget of one height that is stored neither in the workflow nor in the prompt. */
 export function addPanel(node, name, element, height) {
@@ -53,16 +55,46 @@ export function asOneStep(change) {
   }
 }
 
-/** Call `look` every so often until the node is removed: undo, links and other extensions change values silently. */
+/** Call `look` every so often while the node is used: undo, links and other extensions change values silently. */
 export function lookEvery(node, milliseconds, look) {
-  const timer = setInterval(look, milliseconds);
-  const { onRemoved } = node;
-  node.onRemoved = function removed(...rest) {
-    clearInterval(timer);
-    return onRemoved?.apply(this, rest);
-  };
+  whileUsed(node, () => {
+    const timer = setInterval(look, milliseconds);
+    return () => clearInterval(timer);
+  });
   look();
 }
+
+/** Call `begin` now and whenever the node is added to a graph again, and what it returns when the node is gone. */
+export function whileUsed(node, begin) {
+  let end = null;
+  const stop = () => {
+    running.delete(stop);
+    end?.();
+    end = null;
+  };
+  const start = () => {
+    end ??= begin();
+    running.set(stop, node);
+  };
+  for (const [event, then] of Object.entries({ onAdded: start, onRemoved: stop })) {
+    const before = node[event];
+    node[event] = function happened(...rest) {
+      then();
+      return before?.apply(this, rest);
+    };
+  }
+  start();
+}
+
+/** Nobody tells a node that was only made to be copied, or inside a subgraph when undo or another workflow replaces it. */
+function stopWhatIsGone() {
+  const root = app.rootGraph ?? app.graph;
+  for (const [stop, { graph }] of running) {
+    if (!graph || (graph !== root && root.subgraphs?.get(graph.id) !== graph)) stop();
+  }
+}
+
+setInterval(stopWhatIsGone, GONE_MS);
 
 /** The node's last output: the editor keeps those of nodes inside a subgraph under the subgraph's id. */
 export function outputOf(node) {
