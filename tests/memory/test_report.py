@@ -134,7 +134,8 @@ def test_the_strip_tells_of_every_chunk_what_it_is_and_what_it_takes(tmp_path):
     assert [one["prompt"] for one in chunks] == ["", "", "by the sea"]
     assert [one["picture"] for one in chunks] == files and chunks[0]["means"] == "kept for ever"
     saved = load_memory(save_memory(memory, tmp_path / "m.safetensors"))
-    assert strip_of(memory_report(saved, frame_of, False)[0], files)["chunks"][0]["stored"].startswith("K/V int8 in file")
+    strip = strip_of(memory_report(saved, frame_of, False)[0], files)
+    assert strip["chunks"][0]["stored"].startswith("K/V int8 in file")
 
 
 def test_the_strip_of_a_latent_memory_has_pictures_in_place_of_keys_and_values():
