@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from .errors import message
 
-ENDING = ".safetensors"
+ENDING, PARTIAL = ".safetensors", ".partial"
 WRITE_ERRORS = (OSError, SafetensorError)  # of write_whole
 
 
@@ -61,7 +61,7 @@ def stamp(path: str | os.PathLike[str]) -> str:
 def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file beside its name, then rename it; raises one of WRITE_ERRORS with nothing left behind and
     an older file as it was."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(tensors), str(partial), metadata=dict(metadata))

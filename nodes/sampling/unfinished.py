@@ -8,7 +8,6 @@ that cannot be read counts as none, and one that cannot be written costs a sente
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,15 +16,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..common.digest import value_key
 from ..common.errors import message
+from ..common.saved_files import ENDING, PARTIAL, WRITE_ERRORS, write_whole
 from ..common.types import MemorySpec
 
 FOLDER = "unfinished"  # inside the pack's part of ComfyUI's user folder
 KEPT = 8  # files, the newest
-NAME, ENDING = "samples", ".safetensors"
+NAME = "samples"
 VERSION = 1  # of what a clip is made like: another one takes nothing up
 GIVEN_UP = ("precision", "window_latents")  # of a memory, when memory runs out (budget.retreat); where it rests is free
 BROKEN_S = 3600  # after that nobody is writing any more
@@ -71,16 +70,11 @@ class Unfinished:
         words: what it is, for people. done: models that are done. ran_out: the clip broke off as memory ran out.
         """
         self._newest = samples.detach().to("cpu", torch.float32).contiguous(), done, words
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         facts = {"done": str(done), "words": words, "ran_out": "yes" if ran_out else "no"}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({NAME: self._newest[0]}, str(partial), metadata=facts)
-            os.replace(partial, self.path)
+            write_whole(self.path, {NAME: self._newest[0]}, facts)
             self._sweep()
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        except WRITE_ERRORS as error:
             return f"What is finished of the clip could not be kept in {self.folder} ({error})."
         return ""
 
@@ -122,7 +116,7 @@ class Unfinished:
     def _sweep(self) -> None:
         """Only the newest files stay, and nothing of a process that was killed while it wrote."""
         found = sorted(self.folder.glob(f"*{ENDING}"), key=lambda path: -path.stat().st_mtime)
-        broken = [path for path in self.folder.glob("*.part") if time.time() - path.stat().st_mtime > BROKEN_S]
+        broken = [path for path in self.folder.glob(f"*{PARTIAL}") if time.time() - path.stat().st_mtime > BROKEN_S]
         for path in (*found[KEPT:], *broken):
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -220,8 +220,8 @@ def test_only_the_newest_files_stay(tmp_path):
     from pack.nodes.sampling.unfinished import KEPT, Unfinished
 
     shape, spec = (1, 2, 4, 3, 3), memory_spec("toyworld")
-    (tmp_path / "killed.safetensors.1.part").write_text("")
-    os.utime(tmp_path / "killed.safetensors.1.part", (0, 0))
+    (tmp_path / "killed.safetensors.partial").write_text("")
+    os.utime(tmp_path / "killed.safetensors.partial", (0, 0))
     for i in range(KEPT + 3):
         one = Unfinished(tmp_path, [i], spec)
         assert one.keep(torch.full(shape, float(i)), "its first 4 latents") == ""
