@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..common.errors import message
 from ..common.types import ModelFacts
 from ..loading.codecs import WEIGHTS
 from ..loading.files import TensorHeader
@@ -34,9 +35,16 @@ class Place:
 
 
 def place_of(memory: Any, facts: ModelFacts, branch: str = NO_BRANCH) -> Place | None:
-    """The place of a SPATIAL_MEMORY (None = no place) with Mirage's branch in weights of this kind, one of BRANCHES."""
+    """The place of a SPATIAL_MEMORY (None = no place) with Mirage's branch in weights of this kind, one of BRANCHES.
+
+    ValueError for a branch beside another model than it is trained on.
+    """
     if memory is None and branch == NO_BRANCH:
         return None
+    if branch != NO_BRANCH and facts.kind != "ti2v":
+        raise ValueError(message("VRAM Budget Gate: a Mirage branch for this MODEL",
+                                 f"a {facts.family} {facts.kind} model", "Wan 2.2 TI2V-5B, which it is trained on",
+                                 "Set Mirage branch to none."))
     points, channels = (0, facts.latent_channels) if memory is None else (len(memory), memory.channels)
     return Place(points, channels, 0 if branch == NO_BRANCH else branch_bytes(_branch(facts), branch))
 

@@ -12,10 +12,12 @@ from pack.nodes.budget.place import BRANCHES, Place, branch_shapes, place_of
 from pack.nodes.sampling.presets import memory_spec
 from pack.nodes.spatial.costs import mirage_bytes, mirage_latents
 
-from .test_cost_model import TI2V_5B, WAN22_VAE
+from .test_cost_model import TI2V_5B as WAN_5B
+from .test_cost_model import WAN22_VAE
 from .test_graph import MACHINE
 
 GIB = 2**30
+TI2V_5B = replace(WAN_5B, kind="ti2v")
 SIZE, GRID = (1280, 704), (44, 80)
 JOB = Job(TI2V_5B, WAN22_VAE, *SIZE, 9, memory_spec("wan22_ti2v_5b"))
 
@@ -70,6 +72,12 @@ def test_a_branch_lies_beside_the_model_and_lengthens_the_forward(weights, gigab
     longer = replace(plain, clip_latents=mirage_latents(9))
     more = parts(with_branch)["activations"] - parts(longer)["activations"]
     assert more == mirage_bytes(9, GRID[0] * GRID[1] // 4, 3072, 2) > 0
+
+
+def test_a_branch_beside_another_model_is_refused():
+    for kind in ("t2v", "vace"):
+        with pytest.raises(ValueError, match=f"Mirage branch for this MODEL, but got a wan {kind} model; allowed"):
+            place_of(None, replace(TI2V_5B, kind=kind), "nf4")
 
 
 def test_no_place_is_no_place():
