@@ -1,6 +1,6 @@
 """Spatial memory: what is still there on return, how the cloud grows, and what a read and a write cost.
 
-    python benchmarks/spatial.py --comfyui PATH [--parts walk cost] [--chunks 1 4 16] [--size 320x192]
+    python benchmarks/spatial.py --comfyui PATH [--parts walk cost formulas] [--chunks 1 4 16] [--size 320x192]
         [--cost-size 1280x704] [--json RESULT]
 
 walk: a film goes through the synthetic room (spatial_room.py, exact depth and cameras) and back. A chunk is 33
@@ -13,6 +13,8 @@ is taken to be that last latent. known: coverage on the way back. MB: the cloud 
 cost: one write of a chunk's 9 latents and one read of 9, against an RGB cloud: a write of the same 9 pictures, a read
 of 33 and their VAE encoding. Clouds are stored alike (float16 features). The VAE is Wan 2.2's with random weights, in
 its full size on CUDA, small elsewhere: there the encoding is far too cheap, and only reads and writes mean anything.
+
+formulas: what nodes/spatial says that a place takes, for docs/places.md. MB are 2^20 bytes, GB 10^9.
 """
 
 from __future__ import annotations
@@ -37,13 +39,14 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 TOYWORLD_VAE = ROOT / "demo" / "toyworld" / "toyworld_vae_fp16.safetensors"
 FPS, FOV, CHUNK_LATENTS = 16.0, 70.0, 9
+PARTS = ("walk", "cost", "formulas")
 VAE_STRIDE, VAE_CHANNELS, SMALL_DIM = 16, 48, 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", default=os.environ.get("COMFYUI_PATH"), required="COMFYUI_PATH" not in os.environ)
-    parser.add_argument("--parts", nargs="*", choices=("walk", "cost"), default=["walk", "cost"])
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=["walk", "cost"])
     parser.add_argument("--chunks", nargs="*", type=int, default=[1, 4, 16])
     parser.add_argument("--size", default="320x192", help="of the walk")
     parser.add_argument("--cost-size", default="1280x704" if CUDA else "640x352")
@@ -57,8 +60,40 @@ def main() -> None:
         result["walk"] = {"size": options.size, "bound_mb": options.bound_mb, "rows": measure_walks(options)}
     if "cost" in options.parts:
         result["cost"] = {"size": options.cost_size, "rows": measure_cost(options)}
+    if "formulas" in options.parts:
+        result["formulas"] = print_formulas()
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def print_formulas() -> dict[str, str]:
+    """What the room says that a place takes at 1280x704 on Wan 2.2 TI2V-5B: shapes, compared with real tensors in
+    tests/spatial/test_costs.py and tests/budget/test_place.py."""
+    from pack.nodes.budget.place import place_of
+    from pack.nodes.common.types import ModelFacts
+    from pack.nodes.spatial.costs import mirage_bytes, mirage_latents, read_bytes, update_bytes
+    from pack.nodes.spatial.requests import MB
+    from pack.nodes.spatial.values import point_bytes
+
+    facts = ModelFacts("wan", 30, 24, 128, 14336, (1, 2, 2), VAE_CHANNELS, VAE_STRIDE, 0, 2, "ti2v")
+    width, height, one = 1280, 704, point_bytes(VAE_CHANNELS)
+    grid = height // VAE_STRIDE, width // VAE_STRIDE
+    picture, points = grid[0] * grid[1], 64 * MB // one
+    beside = mirage_bytes(9, picture // 4, facts.dim, facts.dtype_bytes)
+    branch = [f"{place_of(None, facts, weights).branch_bytes / 1e9:.1f}"
+              for weights in ("original", "int8", "nf4_int8", "nf4")]
+    written = update_bytes(points, VAE_CHANNELS, 31, *grid, width * height)
+    rows = {
+        "a picture in the cloud": f"{picture:,} points, {one} bytes each: {picture * one / MB:.1f} MB",
+        "budget of 64 MB": f"{points:,} points",
+        "reading 31 latents out of 64 MB": f"{read_bytes(points, VAE_CHANNELS, 31, *grid) / MB:.0f} MB of RAM",
+        "writing 31 latents behind 64 MB": f"{written / MB:.0f} MB of RAM",
+        "Mirage's branch: original, int8, nf4_int8, nf4": f"{', '.join(branch)} GB",
+        "Mirage's chunk of 9 latents": f"a forward of {mirage_latents(9)} latents, and {beside / MB:.0f} MB beside it"}
+    print("formulas at 1280x704, Wan 2.2 TI2V-5B (on every device)")
+    for name, value in rows.items():
+        print(f"{name} | {value}")
+    return rows
 
 
 def measure_walks(options: argparse.Namespace) -> list[dict]:
