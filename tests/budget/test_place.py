@@ -10,7 +10,7 @@ from pack.nodes.budget.answer import answer_graph
 from pack.nodes.budget.cost_model import Job, phase_costs, sampling_cost
 from pack.nodes.budget.place import BRANCHES, Place, branch_shapes, place_of
 from pack.nodes.sampling.presets import memory_spec
-from pack.nodes.spatial.costs import mirage_bytes, mirage_latents
+from pack.nodes.spatial.costs import mirage_bytes, mirage_latents, read_bytes, update_bytes
 
 from .test_cost_model import TI2V_5B as WAN_5B
 from .test_cost_model import WAN22_VAE
@@ -53,8 +53,9 @@ def test_points_take_ram_alone_and_a_reading_with_them():
     without, empty, full = costs
     assert without.vram_bytes == empty.vram_bytes == full.vram_bytes
     assert without.ram_bytes < empty.ram_bytes < full.ram_bytes
-    cloud = 1_000_000 * (12 + 48 * 2 + 4 + 2)
-    assert full.ram_bytes - empty.ram_bytes > cloud
+    shape, pixels = (9, *GRID), SIZE[0] * SIZE[1]
+    work = [max(read_bytes(points, 48, *shape), update_bytes(points, 48, *shape, pixels)) for points in (0, 1_000_000)]
+    assert full.ram_bytes - empty.ram_bytes == 1_000_000 * (12 + 48 * 2 + 4 + 2) + work[1] - work[0]
     assert empty.ram_bytes < GIB // 4
 
 

@@ -102,6 +102,20 @@ def test_cancelled_and_queued_again_it_is_the_same_clip_without_sampling_what_wa
 
 
 @pytest.mark.comfy
+def test_a_clip_that_was_taken_up_says_nothing_about_its_plan(before, tmp_path):
+    """Its time is not that of a clip: only whole ones are kept for the next prediction."""
+    from pack.nodes.budget.learned import read_records
+    from pack.nodes.common.types import PhaseCost, RenderPlan
+
+    plan = RenderPlan(8 * WIDTH, 8 * HEIGHT, 9, before.spec, 0, 1, 0, (PhaseCost("sampling", 2**20),), ())
+    file = tmp_path / "videomemory" / "budget.json"
+    breaks(before, press_cancel, 2 * FORWARDS + 2, plan=plan)
+    assert "not sampled again" in goes_on(before, plan=plan)[2] and read_records(file) == ()
+    goes_on(before, plan=plan)
+    assert [record.phase for record in read_records(file)] == ["sampling"]
+
+
+@pytest.mark.comfy
 def test_a_second_break_loses_nothing_of_the_first(before, unbroken):
     breaks(before, press_cancel, 2 * FORWARDS + 2)
     breaks(before, press_cancel, 2)  # while the second chunk is only committed
