@@ -81,7 +81,7 @@ def test_what_runs_for_a_node_begins_again_when_it_is_added_again(page):
       app.graph.remove(window.taken);
     }""", PANELS[0])
     living(page, [ALONE[0] - 2, 0])
-    page.evaluate("() => app.graph.add(window.taken)")
+    page.evaluate("() => { app.graph.add(window.taken); }")  # what it returns cannot leave the page
     living(page, ALONE)
 
 
