@@ -18,7 +18,8 @@ def clip_row(index: int, run_name: str, **links: str) -> list[Node]:
     chain = {"clips": f"save{index - 1}.0"} if index else {}
     return [
         Node(f"prompt{index}", "VideoMemoryPromptForClip", 4, {"clip_index": index},
-             {"clip": "clip.0", "timeline": "schedule.0"}, row=index, title=f"Prompt for clip {index + 1}"),
+             {"clip": "clip.0", "timeline": "schedule.0", "plan": "gate.0"}, row=index,
+             title=f"Prompt for clip {index + 1}"),
         Node(f"sample{index}", "VideoMemoryClipSampler", 4, {"seed": 7},
              {"model": "model.0", "memory": before, "positive": f"prompt{index}.0", "plan": "gate.0", **links},
              lane=1, row=index, title=f"Clip {index + 1}"),

@@ -42,7 +42,8 @@ def clip_row(index: int, row: int, run_name: str, place_from: str, **links: str)
     chain = {"clips": f"save{index - 1}.0"} if index else {}
     return [
         Node(f"prompt{index}", "VideoMemoryPromptForClip", 4, {"clip_index": index},
-             {"clip": "clip.0", "timeline": "schedule.0"}, row=row, title=f"Prompt for clip {index + 1}"),
+             {"clip": "clip.0", "timeline": "schedule.0", "plan": "gate.0"}, row=row,
+             title=f"Prompt for clip {index + 1}"),
         Node(f"walk{index}", "VideoMemorySpatialClipSampler", 4,
              {"seed": 7 + index, "first_frame": index * STEP, "latents": LATENTS},
              {"model": "model.0", "vae": "vae.0", "positive": f"prompt{index}.0", "negative": "negative.0",
