@@ -27,7 +27,10 @@ export class FilmView {
     if (name !== this.name) this.scores = [];
     this.name = name;
     this.rows = new Map(clips.map((clip) => [clip.index, this.row(clip, name, before.get(clip.index))]));
-    this.strip.replaceChildren(...[...this.rows.values()].map((row) => row.item));
+    const items = [...this.rows.values()].map((row) => row.item), there = this.strip.children;
+    if (items.length !== there.length || items.some((item, at) => item !== there[at])) {
+      this.strip.replaceChildren(...items); // takes the focus from a button
+    }
     this.showScores(this.scores);
   }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .editor import bundled, press_run
+from .editor import bundled, press_run, use_nodes_2
 from .test_memory_strip import BUILD, FILM
 from .test_orbit import BUILD as BUILD_ORBIT
 from .test_orbit import write_pictures
@@ -23,8 +23,8 @@ THEME = """async (name) => {
   document.body.style.setProperty('--body-of-nodes', LiteGraph.NODE_DEFAULT_BGCOLOR);
 }"""
 # The editor's bars are hidden for axe: their see-through middle lies over the nodes.
-SEEN = """.videomemory-panel { background: var(--body-of-nodes) }
-div:has(.graph-canvas-panel):not(:has(#graph-canvas)) { visibility: hidden }"""
+SEEN = "div:has(.graph-canvas-panel):not(:has(#graph-canvas)) { visibility: hidden }"
+SEEN_CLASSIC = SEEN + " .videomemory-panel { background: var(--body-of-nodes) }"
 SHOW = """(kind) => {
   app.canvas.ds.scale = 1;
   app.canvas.centerOnNode(app.graph.nodes.find(node => node.type === kind));
@@ -34,16 +34,19 @@ THEMES = ("light", "dark")  # the editor's own; dark is what it starts with
 BAD = ("serious", "critical")
 
 
-@pytest.fixture(scope="module")
-def film(page):
-    """A short film on the page: all panels of its nodes have something to show."""
+@pytest.fixture(params=[False, True], ids=["classic", "nodes_2"], scope="module")
+def is_vue(request, page):
+    """The renderer; it shows a short film, all panels of whose nodes have something to show."""
+    use_nodes_2(page, request.param)
     page.evaluate(BUILD, [bundled("demo_toyworld"), SHORT])
     press_run(page)
+    yield request.param
+    use_nodes_2(page, False)
 
 
-def findings(page, name: str) -> list[str]:
+def findings(page, name: str, is_vue: bool) -> list[str]:
     """What axe finds seriously or critically wrong in that panel; it must have been able to judge colours of text."""
-    style = page.add_style_tag(content=SEEN)
+    style = page.add_style_tag(content=SEEN if is_vue else SEEN_CLASSIC)
     results = axe_playwright.Axe().run(page, context=f"[data-panel={name}]").response
     style.evaluate("style => style.remove()")
     assert "color-contrast" in {rule["id"] for rule in [*results["passes"], *results["violations"]]}
@@ -53,19 +56,19 @@ def findings(page, name: str) -> list[str]:
 
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("name", PANELS)
-def test_a_panel_has_no_serious_finding(page, film, theme, name):
+def test_a_panel_has_no_serious_finding(page, is_vue, theme, name):
     page.evaluate(THEME, theme)
     kind, filled = PANELS[name]
     page.evaluate(SHOW, kind)
     page.locator(f"[data-panel={name}] {filled}").first.wait_for(state="visible", timeout=30_000)
-    assert findings(page, name) == []
+    assert findings(page, name, is_vue) == []
 
 
 @pytest.mark.parametrize("theme", THEMES)
-def test_the_orbit_has_no_serious_finding(page, server, film, theme):
+def test_the_orbit_has_no_serious_finding(page, server, is_vue, theme):
     page.evaluate(THEME, theme)
     write_pictures(server)
     page.evaluate(BUILD_ORBIT)
     press_run(page)
     page.wait_for_function("() => document.querySelector('.videomemory-orbit p').textContent.includes('points')")
-    assert findings(page, "orbit") == []
+    assert findings(page, "orbit", is_vue) == []

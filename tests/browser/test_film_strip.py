@@ -130,6 +130,14 @@ def test_again_sets_the_nodes_own_inputs(page, strip):
     page.wait_for_function("() => document.querySelector('.videomemory-film p').textContent.includes('only 2')")
 
 
+def test_a_button_keeps_the_focus_when_the_strip_is_told_anew(page, strip):
+    button = strip.get_by_role("button", name="Make clip 3 again")
+    button.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('.videomemory-film p').textContent.includes('only 3')")
+    assert page.evaluate("() => document.activeElement.ariaLabel") == "Make clip 3 again"
+
+
 def test_another_name_is_another_film(page, strip):
     page.evaluate(f"() => {{ {RENDER}.widgets.find(w => w.name === 'run_name').value = 'nothing here'; }}")
     page.wait_for_function("() => document.querySelectorAll('.videomemory-strip li').length === 0")
