@@ -5,6 +5,7 @@ const TIME = String.raw`(\d+:[0-5]\d(?:\.\d+)?|\d+(?:\.\d+)?)\s*s?`;
 const LINE = new RegExp(String.raw`^${TIME}\s*(?:[-–]\s*${TIME})?\s*:(?!\d\d)\s*(\S.*)$`);
 const PLACEHOLDER = /\{[^{}]*\}/g;
 const HERO = "{hero}";
+const CUT = "The scene transitions. ";
 const EPSILON = 1e-6;
 
 /** {scenes: [{line, startS, endS, text, hasEnd}], error: {line, message} or null}; line counts from 0. */
@@ -51,15 +52,19 @@ function joined(found, filmS) {
 /** What every clip is told: [{startS, endS, scene, anchored, text}]. */
 export function clipPrompts(scenes, { identity, hero, reanchorS, clipS, filmS }) {
   const count = Math.max(1, Math.ceil(filmS / clipS - EPSILON));
-  return Array.from({ length: count }, (_, index) => {
-    const startS = index * clipS;
-    const endS = (index + 1) * clipS;
-    const overlaps = scenes.map((scene) => Math.min(endS, scene.endS) - Math.max(startS, scene.startS));
-    const longest = Math.max(...overlaps);
-    const scene = overlaps.findIndex((overlap) => overlap > longest - EPSILON);
+  const shown = Array.from({ length: count }, (_, index) => sceneShown(scenes, index * clipS, (index + 1) * clipS));
+  return shown.map((scene, index) => {
     const anchored = isAnchored(index, clipS, reanchorS);
-    return { startS, endS, scene, anchored, text: prompt(scenes[scene].text, anchored, oneLine(identity), oneLine(hero)) };
+    const begins = scene !== shown[index - 1];
+    const text = prompt(scenes[scene].text, anchored, begins, oneLine(identity), oneLine(hero));
+    return { startS: index * clipS, endS: (index + 1) * clipS, scene, anchored, text };
   });
+}
+
+function sceneShown(scenes, startS, endS) {
+  const overlaps = scenes.map((scene) => Math.min(endS, scene.endS) - Math.max(startS, scene.startS));
+  const longest = Math.max(...overlaps);
+  return overlaps.findIndex((overlap) => overlap > longest - EPSILON);
 }
 
 function isAnchored(index, clipS, reanchorS) {
@@ -68,9 +73,13 @@ function isAnchored(index, clipS, reanchorS) {
   return passed(index) > passed(index - 1);
 }
 
-function prompt(scene, anchored, identity, hero) {
-  if (anchored && !scene.includes(HERO)) return `${identity.replace(/\.+$/, "")}. ${scene}`;
-  return (anchored ? scene.replace(HERO, () => identity) : scene).replaceAll(HERO, () => hero);
+/** The words of a hard cut stay in front, in the clip that begins the scene alone. */
+function prompt(scene, anchored, begins, identity, hero) {
+  const hasCut = scene.startsWith(CUT);
+  const cut = hasCut && begins ? CUT : "";
+  const words = hasCut ? scene.slice(CUT.length) : scene;
+  if (anchored && !words.includes(HERO)) return `${cut}${identity.replace(/\.+$/, "")}. ${words}`;
+  return cut + (anchored ? words.replace(HERO, () => identity) : words).replaceAll(HERO, () => hero);
 }
 
 // Edits return the whole text; lines that are no scenes (notes, blank ones) stay where they are.

@@ -9,6 +9,9 @@ The scene list is one line per scene; blank lines and lines that start with # ar
 `{hero}` becomes the full identity in a clip that names it (an anchored clip) and the short hero name in the others,
 which leave the identity to the memory. A scene without `{hero}` gets the identity as a sentence before it, when
 anchored. Clip 0 is anchored, and every clip in which a multiple of the re-anchor interval has passed since the last.
+
+The words of a hard cut at the beginning of a scene stay the first words of its first clip, and are left out of the
+scene's other clips: Clip Sampler cuts where a prompt begins with them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from ..common.errors import message
 from ..common.types import PromptTimeline, Scene
 
 HERO = "{hero}"
+SCENE_CUT_PREFIX = "The scene transitions. "  # LongLive 2 was trained with it
 GRAMMAR = "'0-3: what happens', '3: what happens' or '1:05-1:09: what happens'"
 MAX_CLIPS = 10_000  # about ten hours of film; more is a slip of the keyboard
 
@@ -200,13 +204,20 @@ def _clip_count(timeline: PromptTimeline) -> int:
 
 
 def _clip_prompt(timeline: PromptTimeline, index: int) -> ClipPrompt:
+    scene, touched = _shown(timeline, index)
+    begins = index == 0 or _shown(timeline, index - 1)[0] != scene
+    anchored = _is_anchored(index, timeline.clip_s, timeline.reanchor_s)
+    text = _prompt(timeline, timeline.scenes[scene].text, anchored, begins)
+    return ClipPrompt(index * timeline.clip_s, (index + 1) * timeline.clip_s, scene, touched, anchored, text)
+
+
+def _shown(timeline: PromptTimeline, index: int) -> tuple[int, int]:
+    """The scene that clip `index` shows, and how many it touches."""
     start_s, end_s = index * timeline.clip_s, (index + 1) * timeline.clip_s
     overlaps = [min(end_s, scene.end_s) - max(start_s, scene.start_s) for scene in timeline.scenes]
     longest = max(overlaps)
     scene = next(i for i, overlap in enumerate(overlaps) if overlap > longest - _EPSILON)
-    anchored = _is_anchored(index, timeline.clip_s, timeline.reanchor_s)
-    text = _prompt(timeline, timeline.scenes[scene].text, anchored)
-    return ClipPrompt(start_s, end_s, scene, sum(overlap > _EPSILON for overlap in overlaps), anchored, text)
+    return scene, sum(overlap > _EPSILON for overlap in overlaps)
 
 
 def _is_anchored(index: int, clip_s: float, reanchor_s: float) -> bool:
@@ -217,13 +228,15 @@ def _is_anchored(index: int, clip_s: float, reanchor_s: float) -> bool:
     return passed[1] > passed[0]
 
 
-def _prompt(timeline: PromptTimeline, scene: str, anchored: bool) -> str:
-    """The scene with its hero; only the first {hero} of an anchored scene is spelled out."""
+def _prompt(timeline: PromptTimeline, scene: str, anchored: bool, begins: bool) -> str:
+    """The scene with its hero; only the first {hero} of an anchored scene is spelled out. begins: its first clip."""
+    cut = SCENE_CUT_PREFIX if begins and scene.startswith(SCENE_CUT_PREFIX) else ""
+    scene = scene.removeprefix(SCENE_CUT_PREFIX)
     if anchored and HERO not in scene:
-        return f"{timeline.identity.rstrip('.')}. {scene}"
+        return f"{cut}{timeline.identity.rstrip('.')}. {scene}"
     if anchored:
         scene = scene.replace(HERO, timeline.identity, 1)
-    return scene.replace(HERO, timeline.hero)
+    return cut + scene.replace(HERO, timeline.hero)
 
 
 def _notes(timeline: PromptTimeline, prompts: tuple[ClipPrompt, ...]) -> list[str]:

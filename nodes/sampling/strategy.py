@@ -13,9 +13,8 @@ from typing import Any
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
 from ..common.types import Geometry, MemorySpec, ModelFacts, Preset, VideoMemory
+from ..prompts.timeline import SCENE_CUT_PREFIX
 from .presets import find_preset
-
-SCENE_CUT_PREFIX = "The scene transitions. "  # LongLive 2 was trained with it
 
 
 @dataclass(frozen=True)

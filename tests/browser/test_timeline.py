@@ -14,6 +14,7 @@ CASES = [
     (TEXT, 70.0, 4.0, 8.0), ("0: {hero} jumps", 5.0, 4.0, 0.0), ("0-2.5: a\n2.5: {hero} b {hero}", 6.0, 1.5, 2.0),
     ("0: a\n3: b\n6: c", 4.0, 4.0, 8.0), ("0s - 3s: a\n3 s: b", 9.0, 2.0, 4.0),
     (" 0-3:  spaced   words ", 3.0, 3.0, 1.0),
+    ("0: a\n4: The scene transitions. {hero} b\n12: The scene transitions. c", 20.0, 4.0, 8.0),
 ]
 WRONG = ["", "# only a note", "1: too late", "0-3: a\n2: b", "0-3: a\n4: b", "0-3: a", "0: {villain} waves", "3-1: a",
          "0 no colon", "0:10 birds", "0-3: a\n3-3: b"]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pack.nodes.common.types import Scene
 from pack.nodes.prompts.timeline import (
+    SCENE_CUT_PREFIX,
     clip_prompts,
     clip_text,
     film_seconds,
@@ -113,6 +114,15 @@ def test_identity_is_spelled_once_when_the_hero_is_named_twice():
 def test_identity_is_one_sentence_when_scene_has_no_placeholder():
     timeline = resolve("A tall\n  knight.", "the knight", "0: rain falls", 0, 3, 6)
     assert timeline.clip_texts == ("A tall knight. rain falls", "rain falls")
+
+
+def test_a_hard_cut_stays_in_front_of_the_first_clip_of_its_scene():
+    """Clip Sampler looks at the beginning of a prompt: a re-anchored clip cuts too, and a long scene only once."""
+    made = resolve("a blue hero.", "the hero", "0: {hero} waits\n4: The scene transitions. {hero} waves\n"
+                   "12: The scene transitions. The empty cave", 4.0, 4.0, 20.0)
+    assert [clip.text.startswith(SCENE_CUT_PREFIX) for clip in clip_prompts(made)] == [False, True, False, True, False]
+    assert made.clip_texts[1:4] == ("The scene transitions. a blue hero. waves", "a blue hero. waves",
+                                    "The scene transitions. a blue hero. The empty cave")
 
 
 def test_clip_takes_the_longest_scene_when_it_spans_several():
