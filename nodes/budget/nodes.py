@@ -66,13 +66,14 @@ class BudgetGate(io.ComfyNode):
                               "desktop on it: the same plan on every machine, and every time the film is resumed."),
                 field(io.Combo, "profile", options=list(PROFILES), default="balanced",
                       tooltip="What is given up first. balanced: memory precision, then its place in VRAM. quality: "
-                              "time first. speed: never RAM before a shorter window. minimum_vram: as little as "
-                              "possible."),
+                              "accepts slower steps before lower precision. speed: shortens the window before it "
+                              "uses RAM. minimum_vram: as little as possible."),
                 *_OPTIONAL,
             ],
             outputs=[
                 RenderPlanIO.Output(id="plan", display_name="plan",
-                                    tooltip="For Clip Sampler, Save Clip and Render Short."),
+                                    tooltip="For Render Short, Clip Sampler, Prompt for Clip, Save Clip, Assemble "
+                                            "Short, Interpolate Frames, Compare Quantization and VRAM Report."),
                 VideoMemoryIO.Output(id="fitted_memory", display_name="memory",
                                      tooltip="The memory as it fits, for Clip Sampler or Render Short."),
                 io.Int.Output(id="fitted_width", display_name="width", tooltip="The width that was planned."),

@@ -104,14 +104,14 @@ def make_plan(facts: ModelFacts, vae: VaeFacts, width: int, height: int, clip_s:
 def check_budget_gb(budget_gb: float) -> None:
     """Raise ValueError unless it is 0 or a size."""
     if not math.isfinite(budget_gb) or budget_gb < 0:
-        raise ValueError(message("VRAM Budget Gate: budget_gb is not a size", budget_gb, "0 (what is there) or more",
-                                 "Enter the size of the card in GB, for example 12."))
+        raise ValueError(message("VRAM Budget Gate: 'budget (GB)' is not a size", budget_gb,
+                                 "0 (what is there) or more", "Enter the size of the card in GB, for example 12."))
 
 
 def check_request(clip_s: float, profile: str) -> None:
     """Raise ValueError unless the seconds are positive and sane and the profile is known."""
     if not math.isfinite(clip_s) or not 0 < clip_s <= 600:
-        raise ValueError(message("VRAM Budget Gate: clip_seconds is no length", clip_s,
+        raise ValueError(message("VRAM Budget Gate: 'clip (seconds)' is no length", clip_s,
                                  "more than 0, up to 600 seconds", "4 seconds is a good clip."))
     check_profile(profile)
 

@@ -42,8 +42,8 @@ class LoadRife(io.ComfyNode):
                               "models/frame_interpolation or models/rife."),
                 field(io.Combo, "flow_scale", display_name="flow scale", options=list(FLOW_SCALES), default="auto",
                       optional=True,
-                      tooltip="How fine motion is sought. Auto: at full size up to 2560 pixels, at half size up to "
-                              "5120, above that at a quarter. Smaller finds wider motion and is faster; the frames "
+                      tooltip="Resolution at which motion is estimated. Auto: full up to 2560 pixels, half up to 5120, "
+                              "above that a quarter. Lower finds larger movements and is faster; the frames "
                               "themselves stay at full size."),
             ],
             outputs=[RifeModelIO.Output(id="rife", display_name="RIFE",
@@ -82,8 +82,8 @@ class InterpolateFrames(io.ComfyNode):
                 field(io.Float, "target_fps", display_name="frames per second wanted", default=24.0, min=0.001,
                       max=1000.0, step=0.001, tooltip="Any rate, not only multiples; the duration stays the same."),
                 field(RenderPlanIO, "plan", optional=True,
-                      tooltip="From VRAM Budget Gate: how many frames to make at once. Without it, one of 720p, or as "
-                              "many smaller ones as have as many pixels."),
+                      tooltip="From VRAM Budget Gate: how many frames to make at once. Without it, one "
+                              "frame at 720p, or several smaller frames with the same total number of pixels."),
             ],
             outputs=[
                 io.Image.Output(id="smooth_images", display_name="images", tooltip="The frames at the wanted rate."),

@@ -29,7 +29,7 @@ def save_model(model: Any, path: Path, progress: Progress = SILENT) -> str:
     if not packed:
         raise ValueError(message(
             "Save Quantized Model needs a quantised MODEL", f"a {type(inner).__name__} without a quantised weight",
-            "what the loaders of this pack give with weights nf4 or int8",
+            "what the loaders of this pack give with weights nf4, nf4_int8 or int8",
             "Load it with one of these, or use ComfyUI's Save Model."))
     state = {name: tensor for name, tensor in inner.state_dict().items() if not _is_part(name, packed)}
     total = sum(tensor.nbytes for tensor in inner.state_dict().values())

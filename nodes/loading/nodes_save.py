@@ -27,10 +27,11 @@ class SaveQuantizedModel(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 field(io.Model, "model", display_name="MODEL",
-                      tooltip="From a loader of this pack with weights nf4 or int8. LoRAs on it are not written."),
+                      tooltip="From a loader of this pack with weights nf4, nf4_int8 or int8. LoRAs on it are not "
+                              "written."),
                 field(io.String, "filename_prefix", default="diffusion_models/quantized",
-                      tooltip="Name in ComfyUI's output folder; a number is added. Move the file to "
-                              "models/diffusion_models to load it."),
+                      tooltip="Name in ComfyUI's output folder; a number is added. With the default folder it is in "
+                              "the loaders' list at once (press R)."),
             ],
             outputs=[io.String.Output(id="report", display_name="report",
                                       tooltip="The file's name, size and content, and LoRAs that were left out.")],

@@ -15,6 +15,10 @@ from ..sampling.presets import CUSTOM, find_preset, memory_spec
 from .latent_memory import check_latent_spec, overlap_frames
 from .state import check_spec
 
+LABELS = {"preset": "checkpoint", "window_seconds": "window (seconds)", "sink_seconds": "first seconds kept",
+          "prompt_change": "on a new prompt", "pinned_seconds": "pinned (seconds)",
+          "retrieved_seconds": "retrieved (seconds)", "overlap_frames": "overlap (frames)",
+          "reanchor_clips": "re-anchor (every n clips)", "colour_hold": "colour hold"}  # as the node shows them
 _OF_BOTH = ("preset", "recipe")
 _OF_LATENT_MEMORY = ("overlap_frames", "reanchor_clips", "colour_hold")
 
@@ -54,15 +58,15 @@ def check_recipe(preset: str, has_recipe: bool) -> None:
     if has_recipe and preset != CUSTOM:
         raise ValueError(message(
             "Persistent Memory: a recipe is connected, and another checkpoint is chosen", preset,
-            f"a recipe with preset {CUSTOM}, or another preset without a recipe",
-            f"Set preset to {CUSTOM}, or disconnect the recipe."))
+            f"a recipe with the checkpoint {CUSTOM}, or another checkpoint without a recipe",
+            f"Set the checkpoint to {CUSTOM}, or disconnect the recipe."))
 
 
 def ignored(choices: Choices) -> tuple[str, ...]:
-    """The inputs that were changed and have no meaning for this kind of memory."""
+    """The inputs, as the node shows them, that were changed and have no meaning for this kind of memory."""
     preset = find_preset(choices.preset) if choices.recipe is None else choices.recipe
     is_latent = preset.strategy == "latent"
-    return tuple(field.name for field in fields(Choices)
+    return tuple(LABELS.get(field.name, field.name) for field in fields(Choices)
                  if field.name not in _OF_BOTH and (field.name in _OF_LATENT_MEMORY) != is_latent
                  and getattr(choices, field.name) != field.default)
 
@@ -72,13 +76,13 @@ def _rolling_spec(choices: Choices) -> MemorySpec:
     if change != "pin" and seconds > 0:
         raise ValueError(message(
             "Persistent Memory: the beginning of a shot is pinned only where a new prompt is told to do so",
-            f"pinned_seconds {seconds:g} with prompt_change {change!r}", "pinned_seconds with prompt_change pin",
-            "Set prompt_change to pin, or pinned_seconds to -1."))
+            f"pinned (seconds) {seconds:g} with {change!r} on a new prompt", "pinned (seconds) with 'pin'",
+            "Set 'on a new prompt' to pin, or 'pinned (seconds)' to -1."))
     spec = memory_spec(choices.preset, choices.window_seconds, choices.sink_seconds, choices.precision,
                        choices.placement, change, seconds, choices.retrieved_seconds, choices.recipe)
     if change == "pin" and spec.pinned_latents == 0:
         got = "0" if seconds == 0 else f"{seconds:g}, and the recipe of this checkpoint pins nothing"
-        raise ValueError(message("Persistent Memory: pin needs seconds to pin", got, "more than 0 pinned_seconds",
+        raise ValueError(message("Persistent Memory: pin needs seconds to pin", got, "more than 0",
                                  "Type how many seconds of a shot's beginning stay, or choose keep."))
     return spec
 
@@ -87,12 +91,13 @@ def _latent_spec(choices: Choices) -> MemorySpec:
     recipe = LATENT_RECIPES[choices.preset]
     for name, least in (("overlap_frames", 0), ("reanchor_clips", 0), ("colour_hold", -1)):
         if getattr(choices, name) < least:
-            raise ValueError(message(f"Persistent Memory: {name} is below its smallest value", getattr(choices, name),
-                                     f"{least} and more", f"Set {name} to {least}."))
+            raise ValueError(message(f"Persistent Memory: {LABELS[name]!r} is below its smallest value",
+                                     getattr(choices, name), f"{least} and more", f"Set it to {least}."))
     if choices.reanchor_clips and not recipe.reanchors:
         raise ValueError(message(
             f"Persistent Memory: {recipe.label} cannot be re-anchored", f"every {choices.reanchor_clips} clips",
-            "0: it is given the film's first frame in every clip, or has no place for it", "Set reanchor_clips to 0."))
+            "0: it is given the film's first frame in every clip, or has no place for it",
+            f"Set {LABELS['reanchor_clips']!r} to 0."))
     least, most = overlap_frames(recipe.min_overlap), overlap_frames(recipe.max_overlap)
     if choices.overlap_frames and not least <= choices.overlap_frames <= most:
         raise ValueError(message(

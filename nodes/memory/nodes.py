@@ -6,22 +6,22 @@ from ..common.compat import MemoryRecipeIO, VideoMemoryIO, field, io, node_id, n
 from ..common.types import PLACEMENTS, PRECISIONS, PROMPT_CHANGES
 from ..sampling.presets import CUSTOM, MAX_CHUNK, PRESETS, custom_preset
 from ..sampling.solvers import SOLVERS
-from .choices import Choices, check_recipe, ignored, spec_of
+from .choices import LABELS, Choices, check_recipe, ignored, spec_of
 from .state import empty_memory, forget
 from .words import promise
 
 NOT_CONNECTED = "not connected"  # what validate_inputs sees of a socket without a link; with one it sees None
 
 _REQUIRED = (
-    field(io.Combo, "preset", display_name="checkpoint", options=[*PRESETS, CUSTOM], default="longlive_2",
+    field(io.Combo, "preset", display_name=LABELS["preset"], options=[*PRESETS, CUSTOM], default="longlive_2",
           tooltip="The checkpoint your MODEL comes from. Causal ones (toyworld to causal_forcing_framewise) remember "
                   "keys and values; it fixes their noise levels, chunk and frame rate. The others remember frames. "
                   "custom = the recipe that is connected."),
-    field(io.Float, "window_seconds", display_name="window (seconds)", default=0.0, min=0.0, max=60.0, step=0.1,
+    field(io.Float, "window_seconds", display_name=LABELS["window_seconds"], default=0.0, min=0.0, max=60.0, step=0.05,
           tooltip="How many seconds just before the current moment are seen, without a gap. 0 = as the checkpoint was "
                   "trained. 8 or 16 = a plain long window: it costs VRAM, and no public checkpoint was trained with "
-                  "one. To reach as far back inside the trained length, use retrieved seconds."),
-    field(io.Float, "sink_seconds", display_name="first seconds kept", default=-1.0, min=-1.0, max=60.0, step=0.1,
+                  "one. To reach as far back inside the trained length, use retrieved (seconds)."),
+    field(io.Float, "sink_seconds", display_name=LABELS["sink_seconds"], default=-1.0, min=-1.0, max=60.0, step=0.05,
           tooltip="How many seconds from the start of the film are remembered for ever (the sink: it holds the hero). "
                   "-1 = as the checkpoint was trained, 0 = none."),
     field(io.Combo, "precision", options=list(PRECISIONS), default="model",
@@ -32,30 +32,32 @@ _REQUIRED = (
                   "gives the same result."),
 )
 _OPTIONAL = (
-    field(io.Combo, "prompt_change", display_name="on a new prompt", options=list(PROMPT_CHANGES), default="keep",
-          optional=True,
+    field(io.Combo, "prompt_change", display_name=LABELS["prompt_change"], options=list(PROMPT_CHANGES),
+          default="keep", optional=True,
           tooltip="keep = what is remembered stays as it is (Self-Forcing, Causal-Forcing, the toy world; LongLive 2 "
                   "in one shot). recache = all but the first seconds is made again under the new prompt (LongLive 1). "
                   "pin = the beginning of each shot stays in view until the next one (LongLive 2 in several shots)."),
-    field(io.Float, "pinned_seconds", display_name="pinned (seconds)", default=-1.0, min=-1.0, max=60.0, step=0.1,
-          optional=True,
+    field(io.Float, "pinned_seconds", display_name=LABELS["pinned_seconds"], default=-1.0, min=-1.0, max=60.0,
+          step=0.05, optional=True,
           tooltip="With pin: how many seconds of the current shot's beginning stay. -1 = as the checkpoint's recipe "
                   "says (LongLive 2: 1.33 s). While the window is 0 they are taken out of it, as in training."),
-    field(io.Float, "retrieved_seconds", display_name="retrieved (seconds)", default=0.0, min=0.0, max=60.0, step=0.1,
-          optional=True,
+    field(io.Float, "retrieved_seconds", display_name=LABELS["retrieved_seconds"], default=0.0, min=0.0, max=60.0,
+          step=0.05, optional=True,
           tooltip="Places for earlier chunks that come back when the prompt is like theirs: reaches back 8, 16 s and "
-                  "more inside the trained length. 0 = none; begin with one chunk (1.5 s). While the window is 0 they "
-                  "are taken out of it. Up to 16 chunks wait in RAM or files. No checkpoint was trained with this."),
+                  "more inside the trained length. 0 = none; begin with one chunk: 1.3 for LongLive 2, 0.7 for Wan 2.1 "
+                  "1.3B checkpoints, 1.5 for the toy world. Seconds are rounded up to whole chunks. While the window "
+                  "is 0 they are taken out of it. Up to 16 chunks wait in RAM or files. No checkpoint was trained with "
+                  "this."),
     field(MemoryRecipeIO, "recipe", optional=True,
           tooltip="From Custom Checkpoint Recipe; set the checkpoint to custom."),
-    field(io.Int, "overlap_frames", display_name="overlap (frames)", default=0, min=0, max=13, optional=True,
+    field(io.Int, "overlap_frames", display_name=LABELS["overlap_frames"], default=0, min=0, max=13, optional=True,
           tooltip="For checkpoints that remember frames: with how many last frames of a clip the next one begins: 1, "
                   "5, 9 or 13 (1 to 4 latents), others are rounded up; 0 = as the recipe says. More keeps motion and "
                   "is outside most checkpoints' training. Causal ones ignore it."),
-    field(io.Int, "reanchor_clips", display_name="re-anchor (every n clips)", default=0, min=0, max=100, optional=True,
+    field(io.Int, "reanchor_clips", display_name=LABELS["reanchor_clips"], default=0, min=0, max=100, optional=True,
           tooltip="For checkpoints that remember frames: every so many clips the film's first frame is given again, in "
                   "front of the overlap; 0 = never. VACE and SVI always have it. Causal ones ignore it."),
-    field(io.Float, "colour_hold", display_name="colour hold", default=-1.0, min=-1.0, max=1.0, step=0.05,
+    field(io.Float, "colour_hold", display_name=LABELS["colour_hold"], default=-1.0, min=-1.0, max=1.0, step=0.05,
           optional=True,
           tooltip="For checkpoints that remember frames: how strongly colours of later clips are held to the first "
                   "one: 0 = off, 1 = fully, -1 = gently (0.3). Causal ones ignore it."),
@@ -132,7 +134,7 @@ class CustomRecipe(io.ComfyNode):
                       tooltip="Noise levels of a chunk, falling from 1, for instance 1.0, 0.9375, 0.8333, 0.625; a "
                               "last 0 is added. Empty = steps and shift make them."),
                 field(io.Int, "steps", default=4, min=1, max=100,
-                      tooltip="Used while sigmas is empty: so many even levels."),
+                      tooltip="Used while sigmas is empty: number of evenly spaced noise levels."),
                 field(io.Float, "shift", default=5.0, min=0.01, max=100.0, step=0.01,
                       tooltip="Used while sigmas is empty: warps the even levels. Causal Wan checkpoints were "
                               "distilled with 5, whatever ComfyUI stores with the model."),

@@ -29,7 +29,7 @@ class PromptSchedule(io.ComfyNode):
             search_aliases=["prompt travel", "timeline", "scenes", "storyboard"],
             inputs=[
                 field(io.String, "identity", multiline=True, default=DEFAULT_IDENTITY,
-                      tooltip="The hero in full, as often as the film needs it: shape, colours, clothes."),
+                      tooltip="The full description of the hero: shape, colours, clothes. Used in re-anchored clips."),
                 field(io.String, "hero", default="the hero",
                       tooltip="The short name used in the clips between: the memory knows who is meant."),
                 field(io.String, "scenes", multiline=True, default=DEFAULT_SCENES,

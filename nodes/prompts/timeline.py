@@ -86,11 +86,11 @@ def film_seconds(timeline: PromptTimeline) -> float:
 
 def check_seconds(reanchor_s: float, clip_s: float, film_s: float) -> None:
     """Raise ValueError unless the lengths are finite, clip and film positive, and the number of clips sane."""
-    for name, value, low in (("film_seconds", film_s, "more than 0"), ("clip_seconds", clip_s, "more than 0"),
-                             ("reanchor_seconds", reanchor_s, "0 or more")):
-        if not math.isfinite(value) or value < 0 or (value == 0 and name != "reanchor_seconds"):
-            raise ValueError(message(f"Re-anchor Prompt Schedule: {name} is not a length", value, f"{low} seconds",
-                                     f"Set {name} to the length you want."))
+    for name, value, low in (("film (seconds)", film_s, "more than 0"), ("clip (seconds)", clip_s, "more than 0"),
+                             ("re-anchor every (seconds)", reanchor_s, "0 or more")):
+        if not math.isfinite(value) or value < 0 or (value == 0 and low == "more than 0"):
+            raise ValueError(message(f"Re-anchor Prompt Schedule: '{name}' is not a length", value, f"{low} seconds",
+                                     "Set it to the length you want."))
     if film_s / clip_s > MAX_CLIPS:
         raise ValueError(message("Re-anchor Prompt Schedule: too many clips", f"{film_s:g} s in clips of {clip_s:g} s",
                                  f"up to {MAX_CLIPS} clips", "Make the clips longer or the film shorter."))
@@ -122,7 +122,7 @@ def clip_text(timeline: PromptTimeline, clip_index: int) -> str:
     if not 0 <= clip_index < timeline.clip_count:
         raise ValueError(message("Prompt for Clip: the film has no such clip", clip_index,
                                  f"0 to {timeline.clip_count - 1} (clip 1 has the index 0)",
-                                 "Lower clip_index or lengthen the film on Re-anchor Prompt Schedule."))
+                                 "Lower the clip index, or make the film longer on Re-anchor Prompt Schedule."))
     return timeline.clip_texts[clip_index]
 
 
@@ -181,8 +181,8 @@ def _cut_at_end(lines: list[_Line], film_s: float) -> list[Scene]:
     if last.end_s is not None and last.end_s < film_s - _EPSILON:
         raise ValueError(message(f"Scenes, line {last.number} ends before the film",
                                  f"{last.end_s:g} s of a film of {film_s:g} s", "scenes that cover the whole film",
-                                 f"Write '{last.start_s:g}: ...' to let it last, add a scene, or set film_seconds to "
-                                 f"{last.end_s:g}."))
+                                 f"Write '{last.start_s:g}: ...' to let it last, add a scene, or set 'film (seconds)' "
+                                 f"to {last.end_s:g}."))
     starts = [line.start_s for line in lines]
     ends = [*starts[1:], film_s]
     return [Scene(line.start_s, min(end_s, float(film_s)), line.text)

@@ -32,9 +32,9 @@ FOR_FIRST = ("start_image",)
 
 _OPTIONAL = (
     field(io.Combo, "regenerate", options=list(REGENERATE), default="none", optional=True,
-          tooltip="none = make what is missing. only = make one clip again with another seed and keep those behind it, "
-                  "although they remember the old one. from = make it and all behind it again. A clip made again stays "
-                  "when you switch back to none."),
+          tooltip="none = make what is missing. only = make one clip again with another seed and keep the clips "
+                  "after it, even though they were made from the old one. from = make it and all after it again. A "
+                  "clip made again stays when you switch back to none."),
     field(io.Int, "regenerate_clip", display_name="clip to make again (1 = first)", default=1, min=1, max=9999,
           optional=True, tooltip="The number of the clip in the film; the first one is 1. Ignored with none."),
     field(io.Int, "regenerate_seed", display_name="its new seed", default=0, min=0, max=2**63 - 1,
@@ -66,9 +66,10 @@ class RenderShort(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             enable_expand=True,
             inputs=[
-                field(io.Model, "model", tooltip="A causal Wan checkpoint, from any loader."),
+                field(io.Model, "model", tooltip="The checkpoint that Persistent Memory names (causal or ordinary), "
+                                                "from any loader."),
                 field(io.Clip, "clip", tooltip="The checkpoint's text encoder."),
-                field(io.Vae, "vae", tooltip="The checkpoint's VAE."),
+                field(io.Vae, "vae", tooltip="The checkpoint's VAE: decodes the clips, and encodes a start image."),
                 field(VideoMemoryIO, "memory", tooltip="What the film starts with, from VRAM Budget Gate."),
                 field(PromptTimelineIO, "timeline", tooltip="Who and what, from Re-anchor Prompt Schedule."),
                 field(RenderPlanIO, "plan", tooltip="Size, clip length and decoding, from VRAM Budget Gate."),

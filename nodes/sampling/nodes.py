@@ -37,7 +37,7 @@ _OPTIONAL = (
                   "causal checkpoints twice the memory."),
     field(io.Image, "start_image", optional=True,
           tooltip="The film's first frame, in its first clip; needs the VAE. With latent memory also together with "
-                  "scene_cut: the new scene begins with it. Another size is scaled and cut to fit."),
+                  "scene cut: the new scene begins with it. Another size is scaled and cut to fit."),
     field(io.Vae, "vae", optional=True, tooltip="Needed for a start image, and for checkpoints with latent memory."),
     field(io.Model, "model_low_noise", optional=True,
           tooltip="The second MODEL of a high/low noise pair (Wan 2.2 I2V 14B, also with SVI); model is then the high "
@@ -45,7 +45,7 @@ _OPTIONAL = (
     field(io.Boolean, "scene_cut", default=False, optional=True,
           tooltip="A new scene begins with this clip. LongLive 2, which was trained with cuts, sees what lies before "
                   "from further away; for other causal checkpoints only what the film began with stays in view. With "
-                  "latent memory the scene begins with start_image or, without one, with the film's first frame."),
+                  "latent memory the scene begins with the start image or, without one, with the film's first frame."),
     field(io.ClipVision, "clip_vision", optional=True,
           tooltip="Latent memory: shows the model the film's first frame in every clip (Wan 2.1 I2V, HunyuanVideo 1.5; "
                   "Stable Video Diffusion needs it)."),
@@ -75,7 +75,7 @@ class ClipSampler(io.ComfyNode):
                 field(io.Conditioning, "positive", tooltip="What happens in this clip, usually from Prompt for Clip."),
                 field(io.Int, "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
                       tooltip="One seed for the whole film: every chunk or latent draws its own noise from it, so a "
-                              "clip made again alone equals the clip made in the row."),
+                              "clip rendered again on its own is identical to the one rendered in sequence."),
                 field(io.Int, "width", default=1280, min=32, max=8192, step=16,
                       tooltip="Pixels, in steps of 16 (32 for Wan 2.2 5B). The same in every clip. Ignored with a "
                               "plan."),
@@ -83,10 +83,10 @@ class ClipSampler(io.ComfyNode):
                       tooltip="Pixels, in steps of 16 (32 for Wan 2.2 5B). The same in every clip. Ignored with a "
                               "plan."),
                 field(io.Float, "clip_seconds", display_name="clip (seconds)", default=4.0, min=0.1, max=60.0, step=0.1,
-                      tooltip="What the film grows by, rounded up to whole chunks or, with latent memory, to four "
-                              "frames. The first clip is 3 frames shorter. Ordinary Wan was trained on 5 seconds, "
-                              "Stable Video Diffusion on 4; the report says when a clip is longer. Ignored with a "
-                              "plan."),
+                      tooltip="How many seconds this clip adds to the film, rounded up to whole chunks or, with latent "
+                              "memory, to four frames. The first clip is 3 frames shorter. Ordinary Wan was trained "
+                              "on 5 seconds, Stable Video Diffusion on 4; the report says when a clip is longer. "
+                              "Ignored with a plan."),
                 field(RenderPlanIO, "plan", optional=True,
                       tooltip="The plan of VRAM Budget Gate: its size and clip length are used."),
                 *_OPTIONAL,
@@ -107,7 +107,7 @@ class ClipSampler(io.ComfyNode):
         if memory is None:
             raise ValueError(message("Clip Sampler needs a memory", "a clip that was saved or loaded without one",
                                      "Persistent Memory, or the memory after another clip",
-                                     "Switch on with_memory on Load Clip, or connect a memory to Save Clip."))
+                                     "Switch on 'with memory' on Load Clip, or connect a memory to Save Clip."))
         started, facts = time.monotonic(), model_facts(model)
         strategy, reason = choose_strategy(memory.spec, facts)
         size = (width, height) if plan is None else (plan.width, plan.height)

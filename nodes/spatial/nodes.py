@@ -46,8 +46,8 @@ def _mask_field() -> io.Input:
 def _confidence_field() -> io.Input:
     return field(io.Mask, "confidence", optional=True,
                  tooltip="How much each pixel is trusted, black = least; many depth nodes give it. Where points are "
-                         "merged the most trusted one stays. Without it that is the one seen from nearest by: use it "
-                         "in every Lift and Update of a film, or in none.")
+                         "merged the most trusted one is kept. Without it that is the one seen from the shortest "
+                         "distance: use it in every Lift and Update of a film, or in none.")
 
 
 class LiftSpatial(io.ComfyNode):
@@ -128,7 +128,8 @@ class ReadSpatial(io.ComfyNode):
                 io.Mask.Output(id="holes", display_name="holes",
                                tooltip="White where nothing is known, one picture per latent frame, of its size."),
                 io.Image.Output(id="preview", display_name="preview",
-                                tooltip="One picture per latent frame; colours stand for likeness, holes are black."),
+                                tooltip="One picture per latent frame: similar features get similar colours, which are "
+                                        "not the film's; holes are black."),
                 io.Float.Output(id="coverage", display_name="coverage", tooltip="Known part of all frames, 0 to 1."),
                 io.String.Output(id="report", display_name="report", tooltip="The known part of every frame."),
             ],
@@ -168,8 +169,9 @@ class UpdateSpatial(io.ComfyNode):
                 field(io.Int, "first_frame", display_name="first frame", default=0, min=0, max=100000,
                       tooltip="Frame of the path at which the clip begins."),
                 field(io.Float, "budget_mb", display_name="budget in MB", default=64.0, min=1.0, max=65536.0, step=1.0,
-                      tooltip="Where the cloud is larger, points that share a cell are merged; the one that was seen "
-                              "from nearest by stays (or the most trusted). 64 MB are 588,000 points of Wan 2.2."),
+                      tooltip="Where the cloud is larger, points that share a cell are merged; the point seen from "
+                              "the shortest distance is kept (or the most trusted). 64 MB are 588,000 points of Wan "
+                              "2.2."),
                 _mask_field(),
                 _confidence_field(),
             ],

@@ -31,18 +31,20 @@ class SpatialClipSampler(io.ComfyNode):
                 field(io.Int, "latents", default=9, min=1, max=1000, tooltip="Latent frames of the clip; 9 are 33 "
                                                                              "frames."),
                 field(io.Float, "trust", default=1.0, min=0.0, max=1.0, step=0.05,
-                      tooltip="How much the place holds: VACE's strength; for TI2V what is known is given (1) or only "
-                              "begun with (below)."),
+                      tooltip="How much the place holds. VACE: its strength. For TI2V, at 1 known parts are kept "
+                              "exactly; below 1 the model may change them."),
                 field(io.Int, "steps", default=0, min=0, max=200, tooltip="0 = the published recipe's: 50."),
                 field(io.Float, "cfg", default=0.0, min=0.0, max=30.0, step=0.1,
                       tooltip="0 = the published recipe's: 5. 1 needs no negative prompt."),
                 field(io.Conditioning, "negative", optional=True, tooltip="Needed unless cfg is 1."),
                 field(io.Image, "start_image", optional=True,
-                      tooltip="The clip's first frame: the film's picture, or the last frame of the clip before."),
+                      tooltip="The clip's first frame: the film's picture, or the last frame of the clip before. With "
+                              "a video memory only in the film's first clip."),
                 field(VideoMemoryIO, "video_memory", optional=True,
                       tooltip="The hero: a Persistent Memory for the model, then the memory after the clip before. It "
-                              "brings the film's first frame and the clip's first ones; first frame is then the "
-                              "last frame of the clip before. A rolling memory goes on as one of frames."),
+                              "brings the film's first frame and the clip's first ones; then set first frame to the "
+                              "number of the last frame of the clip before (32, 64, ...). The camera path needs the "
+                              "memory's frame rate. A rolling memory goes on as one of frames."),
             ],
             outputs=[
                 io.Latent.Output(id="latent", display_name="latent", tooltip="The clip, for Update Spatial Memory and "

@@ -97,8 +97,8 @@ class SpatialReport(io.ComfyNode):
             inputs=[field(SpatialMemoryIO, "spatial_memory", tooltip="The remembered place.")],
             outputs=[
                 io.Image.Output(id="views", display_name="views",
-                                tooltip="From behind the first camera, from the right, from above; colours stand for "
-                                        "likeness."),
+                                tooltip="From behind the first camera, from the right, from above. Similar features "
+                                        "get similar colours; they are not the film's colours."),
                 io.String.Output(id="report", display_name="report", tooltip="How many points, and their size."),
             ],
         )

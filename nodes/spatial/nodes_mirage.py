@@ -60,7 +60,8 @@ class MirageClipSampler(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(id="film_after", display_name="film", tooltip="All latents with the new ones."),
-                io.Latent.Output(id="clip", display_name="clip", tooltip="The new latents, for Update Spatial Memory."),
+                io.Latent.Output(id="clip", display_name="new clip",
+                                 tooltip="The new latents, for Update Spatial Memory."),
                 io.Int.Output(id="clip_frame", display_name="first frame",
                               tooltip="Frame of the path of the first new latent, for Update Spatial Memory."),
                 io.String.Output(id="report", display_name="report",

@@ -46,14 +46,15 @@ class SaveClip(io.ComfyNode):
                 field(VideoMemoryIO, "memory", optional=True, lazy=True,
                       tooltip="The memory after this clip: saved with it, so that the film can go on from here."),
                 field(RenderPlanIO, "plan", optional=True,
-                      tooltip="From VRAM Budget Gate: says whether the decode must be tiled. Without it, it is not."),
+                      tooltip="From VRAM Budget Gate: says whether the decode must be tiled. Without it a Wan VAE "
+                              "decodes whole frames and any other what fits; smaller tiles when memory runs out."),
                 field(VideoClipsIO, "clips", optional=True,
                       tooltip="The clips before this one, from the previous Save Clip; their count is its number."),
                 field(io.String, "fingerprint", optional=True, default="",
                       tooltip="What the clip was made from, in one word; Render Short fills it. A clip that the folder "
                               "holds with this word is not sampled again. Empty = always sampled."),
                 field(io.String, "note", optional=True, default="",
-                      tooltip="A line for people in the folder's manifest; Render Short writes the clip's prompt."),
+                      tooltip="A human-readable note stored in manifest.json; Render Short writes the clip's prompt."),
                 field(io.String, "keeps", optional=True, default="",
                       tooltip="Another fingerprint under which the folder may hold the clip: then it is kept as it is, "
                               "under the new one. Render Short fills it where only an earlier clip is made again."),
@@ -111,7 +112,7 @@ class LoadClip(io.ComfyNode):
             inputs=[
                 field(io.String, "run_name", display_name="run name", default="my_short",
                       tooltip="The film's folder inside output/videomemory."),
-                field(io.Int, "clip_index", display_name="clip", default=0, min=0, max=9999,
+                field(io.Int, "clip_index", display_name="clip number", default=0, min=0, max=9999,
                       tooltip="The clip's number; the first is 0. The newest take of it is loaded."),
                 field(io.Boolean, "with_memory", display_name="with memory", default=True,
                       tooltip="Also load the memory after the clip, to go on with the film from here."),

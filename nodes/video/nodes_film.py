@@ -45,8 +45,8 @@ class AssembleShort(io.ComfyNode):
             "video",
             node_id="VideoMemoryAssembleShort",
             display_name="Assemble Short",
-            description="Joins the clips into one film: even at the joins, smooth to the target frame rate, enlarged, "
-                        "as H.264, H.265 or AV1 video.",
+            description="Joins the clips into one film: smooths the joins, interpolates to the target frame rate and "
+                        "can enlarge. H.264, H.265 or AV1 video.",
             search_aliases=["save video", "concatenate clips", "export mp4", "h265", "hevc", "av1", "seam"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -66,8 +66,8 @@ class AssembleShort(io.ComfyNode):
                       tooltip="Folder and start of the name inside ComfyUI's output folder."),
                 field(io.Audio, "audio", optional=True, tooltip="Sound for the film; cut at its end."),
                 field(RenderPlanIO, "plan", optional=True,
-                      tooltip="From VRAM Budget Gate: how many frames RIFE makes at once. Without it, one of 720p, or "
-                              "as many smaller ones as have as many pixels."),
+                      tooltip="From VRAM Budget Gate: how many frames RIFE makes at once. Without it, one frame at "
+                              "720p, or several smaller frames with the same total number of pixels."),
                 field(io.Combo, "codec", options=list(CODECS), default="h264", optional=True,
                       tooltip="H.264 plays everywhere. H.265 and AV1 are smaller at the same quality where there is "
                               "little noise, and slower to make. All are MP4, and all bring the workflow along."),

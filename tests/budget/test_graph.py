@@ -128,7 +128,7 @@ def test_a_recipe_and_forget_are_followed(graph, find):
     (lambda g: g["1"].update(class_type="ModelSamplingSD3", inputs={"model": ["1", 0]}), "in a circle"),
     (lambda g: g["4"].update(class_type="KSampler"), "no VRAM Budget Gate"),
     (lambda g: g["4"]["inputs"].update(width="wide"), "of another kind than its input"),
-    (lambda g: g["4"]["inputs"].update(clip_seconds=0), "clip_seconds is no length"),
+    (lambda g: g["4"]["inputs"].update(clip_seconds=0), "'clip (seconds)' is no length"),
     (lambda g: g["3"]["inputs"].update(preset="nobody"), "unknown checkpoint preset"),
     (lambda g: g["3"]["inputs"].update(window_seconds=None), "of another kind than its input"),
     (lambda g: g["1"]["inputs"].update(weights="int2"), "needs a kind of weights, but got 'int2'"),

@@ -47,16 +47,16 @@ def test_a_recipe_makes_the_memory_of_a_checkpoint_that_is_not_in_the_list():
 @pytest.mark.parametrize(("choices", "said"), [
     (Choices("custom"), "the checkpoint is custom, but got no recipe"),
     (Choices("toyworld", recipe=custom_preset("Mine", 12.0, 4, 4, 8)), "another checkpoint is chosen, but got 'toyw"),
-    (Choices("longlive_2", pinned_seconds=2.0), "pinned_seconds 2 with prompt_change 'keep'; allowed: .* pin. Set"),
-    (Choices("longlive_1", prompt_change="recache", pinned_seconds=2.0), "seconds 2 with prompt_change 'recache'"),
+    (Choices("longlive_2", pinned_seconds=2.0), r"pinned \(seconds\) 2 with 'keep' on a new prompt; allowed: .* 'pin'"),
+    (Choices("longlive_1", prompt_change="recache", pinned_seconds=2.0), r"\(seconds\) 2 with 'recache'"),
     (Choices("longlive_2", prompt_change="pin", pinned_seconds=0.0), "pin needs seconds to pin, but got '0'"),
     (Choices("self_forcing", prompt_change="pin"), "the recipe of this checkpoint pins nothing"),
     (Choices("longlive_2", prompt_change="drop"), "unknown prompt_change, but got 'drop'"),
     (Choices("wan21_vace", reanchor_clips=2), "cannot be re-anchored, but got every 2 clips; allowed: 0"),
     (Choices("svd", overlap_frames=5), "Diffusion XT cannot take this overlap, but got 5 frames; allowed: 1 to 1 fr"),
     (Choices("wan22_svi_pro", overlap_frames=1), "cannot take this overlap, but got 1 frames; allowed: 5 to 13 frames"),
-    (Choices("wan22_ti2v_5b", overlap_frames=-3), "overlap_frames is below its smallest value"),
-    (Choices("wan22_ti2v_5b", reanchor_clips=-1), "reanchor_clips is below its smallest value"),
+    (Choices("wan22_ti2v_5b", overlap_frames=-3), r"'overlap \(frames\)' is below its smallest value"),
+    (Choices("wan22_ti2v_5b", reanchor_clips=-1), r"'re-anchor \(every n clips\)' is below its smallest value"),
     (Choices("wan22_ti2v_5b", colour_hold=1.5), "colour hold is out of range"),
     (Choices("sora"), "unknown checkpoint preset, but got 'sora'"),
 ])
@@ -68,12 +68,12 @@ def test_contradictions_are_refused(choices, said):
 def test_settings_of_the_other_kind_are_left_aside_and_named():
     rolling = Choices("toyworld", overlap_frames=5, reanchor_clips=2, colour_hold=0.5)
     assert spec_of(rolling) == memory_spec("toyworld")
-    assert ignored(rolling) == ("overlap_frames", "reanchor_clips", "colour_hold")
+    assert ignored(rolling) == ("overlap (frames)", "re-anchor (every n clips)", "colour hold")
     latent = Choices("wan22_ti2v_5b", 8.0, 2.0, "int8", "ram", "recache", 1.0, 1.0, None, 0, 0, 0.0)
     assert spec_of(latent) == replace(memory_spec("wan22_ti2v_5b"), colour_hold=0.0)
-    assert ignored(latent) == ("window_seconds", "sink_seconds", "precision", "placement", "prompt_change",
-                               "pinned_seconds", "retrieved_seconds")
-    assert "ignored: window_seconds, sink_seconds" in promise(spec_of(latent), ignored(latent))
+    assert ignored(latent) == ("window (seconds)", "first seconds kept", "precision", "placement", "on a new prompt",
+                               "pinned (seconds)", "retrieved (seconds)")
+    assert "ignored: window (seconds), first seconds kept" in promise(spec_of(latent), ignored(latent))
 
 
 @pytest.mark.parametrize(("choices", "inside"), [

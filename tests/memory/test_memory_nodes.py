@@ -69,7 +69,7 @@ def test_old_workflows_make_the_memory_that_they_made():
     ({}, True), ({"prompt_change": "pin", "pinned_seconds": 1.5}, True), ({"pinned_seconds": None}, True),
     ({"preset": "custom", "recipe": None}, True), ({"preset": None, "recipe": None}, True),
     ({"preset": "custom"}, "no recipe"), ({"recipe": None}, "another checkpoint is chosen"),
-    ({"pinned_seconds": 1.5}, "1.5 with prompt_change 'keep'"), ({"prompt_change": "pin"}, "pins nothing"),
+    ({"pinned_seconds": 1.5}, "1.5 with 'keep' on a new prompt"), ({"prompt_change": "pin"}, "pins nothing"),
     ({"preset": "svd", "overlap_frames": 9}, "got 9 frames"), ({"preset": "svd", "reanchor_clips": 1}, "re-anchored"),
     ({"precision": "int3"}, "allowed: model, int8, 4bit"),
 ])

@@ -77,7 +77,7 @@ def test_minutes_are_read_when_written_as_a_clock():
     ("0-3: a\n2: b", ["line 2 overlaps line 1", "2 s", "Start it at 3"]),
     ("0: a\n0: b", ["line 2 overlaps line 1"]),
     ("0-3: a\n3-1: b", ["line 2", "3 s to 1 s"]),
-    ("0-3: a", ["line 1 ends before the film", "3 s of a film of 12 s", "film_seconds to 3"]),
+    ("0-3: a", ["line 1 ends before the film", "3 s of a film of 12 s", "'film (seconds)' to 3"]),
     ("0: {her} walks", ["line 1", "'{her}'", "{hero}"]),
 ])
 def test_error_names_the_line_when_scenes_are_wrong(scenes, parts):
@@ -87,9 +87,9 @@ def test_error_names_the_line_when_scenes_are_wrong(scenes, parts):
 
 
 @pytest.mark.parametrize(("changes", "part"), [
-    ({"identity": " \n"}, "needs the identity"), ({"hero": ""}, "needs the hero"), ({"clip_s": 0}, "clip_seconds"),
-    ({"film_s": -1}, "film_seconds"), ({"film_s": math.inf}, "film_seconds"), ({"reanchor_s": -1}, "reanchor_seconds"),
-    ({"reanchor_s": math.nan}, "reanchor_seconds"), ({"clip_s": 0.0001}, "too many clips"),
+    ({"identity": " \n"}, "needs the identity"), ({"hero": ""}, "needs the hero"), ({"clip_s": 0}, "'clip"),
+    ({"film_s": -1}, "'film"), ({"film_s": math.inf}, "'film"), ({"reanchor_s": -1}, "'re-anchor every"),
+    ({"reanchor_s": math.nan}, "'re-anchor every"), ({"clip_s": 0.0001}, "too many clips"),
     ({"scenes": "0: a\n9: " + "{hero} " * 300, "hero": "x" * 50}, "prompt of clip 4 is too long, but got 15"),
 ])
 def test_error_names_the_input_when_a_value_is_wrong(changes, part):

@@ -102,7 +102,7 @@ def test_a_contradiction_is_refused_before_anything_runs(server):
     from pack.scripts.harness.errors import CannotContinue
 
     executed = []
-    with pytest.raises(CannotContinue, match="pinned_seconds 2 with prompt_change 'keep'"):
+    with pytest.raises(CannotContinue, match=r"pinned \(seconds\) 2 with 'keep'"):
         server.client.run({
             **loaders(), "memory": node("VideoMemoryPersistentMemory", **REMEMBER, pinned_seconds=2.0),
             "clip0": clip(0, "memory"), "report": node("VideoMemoryMemoryReport", memory=["clip0", 1]),
