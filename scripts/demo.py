@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # ComfyUI's portable Python does not do so
+
 from harness import film
 from harness.environment import ROOT, Environment, own_environment, users_environment
 from harness.errors import CannotContinue, sentence_for_os_error

@@ -17,6 +17,8 @@ import sys
 import types
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # ComfyUI's portable Python does not do so
+
 from harness.errors import CannotContinue, sentence_for_os_error
 from harness.workflow_api import prompt_from_workflow
 

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # ComfyUI's portable Python does not do so
+
 from harness.environment import ROOT, Environment, own_environment
 from harness.errors import CannotContinue, sentence_for_os_error
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from ..common.disk import discard, patiently
 from ..common.types import ModelFacts, RenderPlan
 
 FILE = "budget.json"
@@ -79,8 +80,9 @@ def add_record(path: Path, record: Record) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps({"version": VERSION, "records": [asdict(one) for one in records]}, indent=1),
                            encoding="utf-8")
-        os.replace(partial, path)
+        patiently(os.replace, partial, path)
     except OSError as error:
+        discard(partial)
         return f"What was measured could not be kept in {path} ({error.strerror})."
     return ""
 

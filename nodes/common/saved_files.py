@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from .disk import can_be_written, discard, patiently
 from .errors import message
 
 ENDING, PARTIAL = ".safetensors", ".partial"
@@ -22,11 +23,15 @@ WRITE_ERRORS = (OSError, SafetensorError)  # of write_whole
 def check_prefix(node: str, prefix: str | None, example: str) -> bool | str:
     """True, or why a file cannot be named so; a prefix that comes over a link is None here. For validate_inputs."""
     parts = ["linked"] if prefix is None else prefix.replace("\\", "/").split("/")
-    if all(part.strip() and part != ".." and len(part) <= 100 for part in parts):
+    if all(_can_name(part) for part in parts):
         return True
     return message(f"{node} needs a name for its file", repr(prefix)[:80],
-                   "a name, or folder/name, of up to 100 characters each, without ..",
+                   "a name, or folder/name, of up to 100 characters each, without .. and < > : \" | ? *",
                    f"Choose a name such as {example}.")
+
+
+def _can_name(part: str) -> bool:
+    return bool(part.strip()) and part != ".." and len(part) <= 100 and can_be_written(part)
 
 
 def saved_names(folder: str | os.PathLike[str]) -> list[str]:
@@ -65,6 +70,6 @@ def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mappi
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(tensors), str(partial), metadata=dict(metadata))
-        os.replace(partial, path)
+        patiently(os.replace, partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        discard(partial)

@@ -5,7 +5,6 @@ The file appears under its name only when it is whole, so a Cancel, a full disk 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,8 +15,10 @@ from typing import Any
 
 import torch
 
+from ..common.disk import discard, patiently
 from ..common.errors import message
-from .files import DTYPES, SafetensorsFile, files_of
+from ..common.mapped import DTYPES
+from .files import SafetensorsFile, files_of
 
 FORMAT = "1"  # of the files written here; another number makes every cache stale
 CACHE_ENDING = ".videomemory"  # no ending that ComfyUI lists as a model
@@ -57,11 +58,10 @@ class SafetensorsWriter:
                 self._finish()
             self._file.close()
             if kind is None:
-                os.replace(self.partial, self.path)
+                patiently(os.replace, self.partial, self.path)
         finally:
             self._file.close()
-            with contextlib.suppress(FileNotFoundError):
-                self.partial.unlink()
+            discard(self.partial)
 
     def _write(self, name: str, tensor: torch.Tensor) -> None:
         flat = tensor.detach().to("cpu").contiguous()

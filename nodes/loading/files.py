@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..common.errors import message
+from ..common.mapped import DTYPES, read_header
 
 SAFETENSORS = (".safetensors", ".sft")
 INDEX = ".safetensors.index.json"  # ending of the list of a sharded set's files, as huggingface writes it
@@ -27,9 +29,6 @@ SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safeten
 WRAPPERS = ("generator_ema", "generator", "model", "state_dict", "module")  # of training code; the first with tensors
 FSDP = "_fsdp_wrapped_module."  # stands in the middle of names that were saved from a sharded model
 RELEASE_BYTES = 1 << 28  # opening a torch file anew costs about 0.1 s, so it is done once per so many bytes read
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U8": torch.uint8, "I8": torch.int8,
-          "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -118,39 +117,35 @@ class SafetensorsFile:
     note = ""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = path
+        self.path, self._file = path, None
         try:
+            entries, _, self.metadata = read_header(path)
             self.release()
         except SafetensorError as error:
             raise ValueError(message(
                 f"'{Path(path).name}' must be a whole safetensors file", f"one that cannot be read ({error})",
                 "safetensors, fully downloaded", "Download it again.")) from error
-        self.headers = {key: _header(key, self._file.get_slice(key)) for key in self._file.keys()}  # noqa: SIM118
-        self.metadata = dict(self._file.metadata() or {})
+        self.headers = {key: _header(key, entry) for key, entry in entries.items()}
 
     def get(self, key: str) -> torch.Tensor:
         return self._file.get_tensor(key)
 
     def release(self) -> None:
-        try:
-            self._file: Any = safe_open(self.path, framework="pt")
-        except RuntimeError:  # torch maps a file so that it could be written to: that wants memory for all of it
-            self._file = UnmappedFile(self.path)
+        if isinstance(self._file, UnmappedFile):
+            return  # it holds nothing
+        self._file = UnmappedFile(self.path) if sys.platform == "win32" else _mapped(self.path)
 
     def close(self) -> None:
         self._file = None
 
 
 class UnmappedFile:
-    """Stands in for safe_open where the system will not map the whole file: one larger than RAM on Linux, or than what
-    the page file can take on Windows (error 1455). Each tensor is read into memory of its own."""
+    """Stands in for safe_open where a map that could be written to is refused or too dear: of a file larger than RAM on
+    Linux, of every file on Windows (common/mapped.py says why). Each tensor is read into memory of its own."""
 
     def __init__(self, path: str | Path) -> None:
-        self._path, self._checked = path, safe_open(path, framework="numpy")
-        self.keys, self.metadata, self.get_slice = self._checked.keys, self._checked.metadata, self._checked.get_slice
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            self._entries, self._start = json.loads(file.read(size)), 8 + size
+        self._path = path
+        self._entries, self._start, _ = read_header(path)
 
     def get_tensor(self, key: str) -> torch.Tensor:
         entry = self._entries[key]
@@ -161,6 +156,14 @@ class UnmappedFile:
                 file.seek(self._start + start)
                 file.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
         return tensor
+
+
+def _mapped(path: str | Path) -> Any:
+    """The file, mapped so that ComfyUI may change weights in place: that wants memory for all of it."""
+    try:
+        return safe_open(path, framework="pt")
+    except RuntimeError:
+        return UnmappedFile(path)
 
 
 class ShardedFile:
@@ -256,8 +259,8 @@ def _weight_map(path: Path) -> dict[str, str]:
         "Download it again."))
 
 
-def _header(key: str, entry: Any) -> TensorHeader:
-    dtype, shape = DTYPES.get(entry.get_dtype(), torch.uint8), tuple(entry.get_shape())
+def _header(key: str, entry: dict) -> TensorHeader:
+    dtype, shape = DTYPES.get(entry["dtype"], torch.uint8), tuple(entry["shape"])
     return TensorHeader(key, dtype, shape, torch.Size(shape).numel() * dtype.itemsize)
 
 

@@ -10,6 +10,7 @@ import folder_paths
 
 from ..common.compat import field, io, node_id, node_progress, schema
 from ..common.errors import message
+from ..common.saved_files import check_prefix
 from .bridge_lora import load_lora
 from .bridge_save import save_model
 
@@ -36,6 +37,10 @@ class SaveQuantizedModel(io.ComfyNode):
             outputs=[io.String.Output(id="report", display_name="report",
                                       tooltip="The file's name, size and content, and LoRAs that were left out.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        return check_prefix("Save Quantized Model", filename_prefix, "diffusion_models/quantized")
 
     @classmethod
     def execute(cls, model, filename_prefix: str) -> io.NodeOutput:

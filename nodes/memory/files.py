@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..common.errors import message
+from ..common.mapped import read_mapped
 from ..common.saved_files import WRITE_ERRORS, write_whole
 from ..common.types import Anchor, Geometry, MemoryBlock, MemorySpec, Preset, VideoMemory
 from .files_check import check_tensors
@@ -86,15 +87,14 @@ def rest_on_file(memory: VideoMemory, path: str | os.PathLike[str]) -> None:
 def load_memory(path: str | os.PathLike[str]) -> VideoMemory:
     """Read a memory that save_memory wrote, of this format or an older one; all of it, or a ValueError.
 
-    Its tensors lie in the mapped file and take RAM only while they are used.
+    Its K/V lie in the mapped file, where nobody can change them, and take RAM only while they are used.
     """
     path = Path(path)
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            version = _known_version(metadata, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no __iter__)
-    except (SafetensorError, OSError) as error:
+        mapped, metadata = read_mapped(path)
+        version = _known_version(metadata, path)
+        tensors = {name: tensor if _is_kv(name) else tensor.clone() for name, tensor in mapped.items()}
+    except (SafetensorError, OSError, KeyError) as error:
         raise ValueError(message(f"Load Memory cannot read {path.name}", str(error), "a file written by Save Memory",
                                  "Choose another file, or save the memory again.")) from error
     try:
@@ -107,6 +107,11 @@ def load_memory(path: str | os.PathLike[str]) -> VideoMemory:
                                  "a file written by Save Memory, unchanged",
                                  "Choose another file, or save the memory again.")) from error
     return memory
+
+
+def _is_kv(name: str) -> bool:
+    group, _, rest = name.partition(".")
+    return group in _GROUPS and rest.partition(".")[2].partition(".")[0] in _CACHES
 
 
 def _require_room(memory: VideoMemory, path: Path, with_kv: bool) -> None:

@@ -13,17 +13,20 @@ import shutil
 import uuid
 import weakref
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ..common.disk import discard
+from ..common.mapped import read_mapped
 from .kv_cache import BlockKV, LayerKV
 
 RAM_SHARE = 0.25  # of the system's RAM, for K/V of all memories together
 PREFIX = "videomemory_kv_"
+_LEFT: set[Path] = set()  # files that could not be removed yet
 
 
 class Shelf:
@@ -38,6 +41,7 @@ class Shelf:
         limit_bytes: RAM for the K/V of all memories. folder: for temporary files. Returns (bytes moved to files, bytes
         let go of); the latter are never those of `caches`, which stay in RAM where no file can be written.
         """
+        _remove_left()
         newest = set()
         for kv in caches:
             self._caches.pop(id(kv), None)
@@ -80,31 +84,31 @@ def _spill(kv: BlockKV, folder: Path) -> bool:
         if shutil.disk_usage(folder).free < 2 * kv.nbytes:
             return False
         save_file({name: tensor.contiguous() for name, tensor in _tensors(kv)}, str(path))
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            kv.rest_on(_mapped(kv, file))
+        kv.rest_on(_mapped(kv, read_mapped(path)[0]))
     except (OSError, SafetensorError):
-        _remove(path)
         return False
-    weakref.finalize(kv, _remove, path)  # Windows removes no file that is mapped
-    _remove(path)
+    finally:
+        _LEFT.add(path)
+        _remove_left()
     return True
 
 
-def _tensors(kv: BlockKV) -> Iterable[tuple[str, object]]:
+def _tensors(kv: BlockKV) -> Iterable[tuple[str, torch.Tensor]]:
     for i, layer in enumerate(kv.layers):
         for side in ("k", "v"):
             for name, tensor in getattr(layer, side).tensors().items():
                 yield f"{i}.{side}.{name}", tensor
 
 
-def _mapped(kv: BlockKV, file: safe_open) -> BlockKV:
+def _mapped(kv: BlockKV, tensors: dict[str, torch.Tensor]) -> BlockKV:
     def side(i: int, name: str) -> object:
         packed = getattr(kv.layers[i], name)
-        return replace(packed, **{field: file.get_tensor(f"{i}.{name}.{field}") for field in packed.tensors()})
+        return replace(packed, **{field: tensors[f"{i}.{name}.{field}"] for field in packed.tensors()})
 
     return BlockKV(tuple(LayerKV(side(i, "k"), side(i, "v")) for i in range(len(kv.layers))))
 
 
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
+def _remove_left() -> None:
+    """Linux removes a file at once and keeps its bytes while they are mapped, Windows only when they no longer are."""
+    for path in [path for path in _LEFT if discard(path)]:
+        _LEFT.remove(path)

@@ -7,7 +7,6 @@ that cannot be read counts as none, and one that cannot be written costs a sente
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..common.digest import value_key
+from ..common.disk import discard
 from ..common.errors import message
 from ..common.saved_files import ENDING, PARTIAL, WRITE_ERRORS, write_whole
 from ..common.types import MemorySpec
@@ -96,8 +96,7 @@ class Unfinished:
     def forget(self) -> None:
         """The clip is whole."""
         for path in (self.path, *self._others()):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            discard(path)
 
     def _load(self) -> tuple[torch.Tensor | None, int, str]:
         """What was kept as (samples, done, words); (None, 0, "") where nothing was, or nothing that can be trusted."""
@@ -118,8 +117,7 @@ class Unfinished:
         found = sorted(self.folder.glob(f"*{ENDING}"), key=lambda path: -path.stat().st_mtime)
         broken = [path for path in self.folder.glob(f"*{PARTIAL}") if time.time() - path.stat().st_mtime > BROKEN_S]
         for path in (*found[KEPT:], *broken):
-            with contextlib.suppress(OSError):
-                path.unlink()
+            discard(path)
 
 
 def _facts(path: Path) -> dict[str, str]:

@@ -37,8 +37,8 @@ def save_latent(latent: dict[str, Any], path: Path) -> None:
 
 
 def load_latent(path: Path) -> dict[str, Any]:
-    """The LATENT that save_latent wrote."""
+    """The LATENT that save_latent wrote, in RAM: other nodes may change it, and Windows deletes no mapped file."""
     with safe_open(str(path), framework="pt", device="cpu") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no __iter__)
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no __iter__)
         facts = file.metadata()
     return {**tensors, "first_latent": int(facts["first_latent"]), "fps": float(facts["fps"])}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace
 
+from ..common.disk import discard, patiently
 from ..common.errors import message
 from ..interpolation.retime import exact_fps
 from .codecs import require_encoder
@@ -117,9 +118,9 @@ def _write(
                 for frame in to_uint8(chunk).reshape(-1, *chunk.shape[-3:]):
                     writer.add(frame.numpy())
             facts = writer.close(path)
-        os.replace(temporary, path)
+        patiently(os.replace, temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
     return facts
 
 

@@ -12,6 +12,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..common.disk import discard, patiently
 from ..common.errors import message
 from ..common.types import ClipRecord
 
@@ -67,7 +68,7 @@ class Take:
 def read_manifest(folder: Path) -> list[Take]:
     """All takes, in clip order; ValueError for a manifest that is not ours, RuntimeError for an unreadable one."""
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        text = patiently((folder / MANIFEST).read_text, encoding="utf-8")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
@@ -106,8 +107,10 @@ def recover(folder: Path) -> str:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_bytes())
+        json.loads(patiently(path.read_bytes))
         return True
+    except PermissionError:
+        return True  # somebody holds it: it may well be whole
     except (OSError, ValueError):
         return False
 
@@ -124,10 +127,9 @@ def _write_json(path: Path, document: dict) -> None:
     try:
         temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         flush(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        patiently(os.replace, temporary, path)
+    finally:
+        discard(temporary)
     flush_folder(path.parent)
 
 

@@ -27,6 +27,7 @@ from ..common.compat import (
     ui,
     user_folder,
 )
+from ..common.disk import can_be_written
 from ..common.errors import message
 from ..common.types import RenderPlan, VideoClips
 from .bridge import disk_errors
@@ -139,10 +140,11 @@ def _check_prefix(filename_prefix: str | None) -> bool | str:
     """A name that comes over a link is None here and is checked by ComfyUI when it is used."""
     path, output = os.path.normpath(filename_prefix or ""), os.path.abspath(folder_paths.get_output_directory())
     full = os.path.abspath(os.path.join(output, os.path.dirname(path)))
-    if Path(full).is_relative_to(output) and len(os.path.basename(path).encode()) <= FILE_NAME_BYTES:
+    is_inside = Path(full).is_relative_to(output) and len(os.path.basename(path).encode()) <= FILE_NAME_BYTES
+    if is_inside and all(map(can_be_written, (filename_prefix or "").replace("\\", "/").split("/"))):
         return True
     return message("Assemble Short needs a file name inside ComfyUI's output folder", filename_prefix,
-                   f"folders below {output} and a name of at most {FILE_NAME_BYTES} bytes",
+                   f"folders below {output} and a name of at most {FILE_NAME_BYTES} bytes, without < > : \" | ? *",
                    'Choose a name such as "video/short".')
 
 

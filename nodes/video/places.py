@@ -14,10 +14,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.disk import FORBIDDEN, is_reserved
 from ..common.errors import message
 
 SUBFOLDER = "videomemory"  # of the output folder; also the key in extra_model_paths.yaml
-RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 NAME_LENGTH = 80
 
 
@@ -42,9 +42,9 @@ def run_path(root: str | Path, run_name: str) -> Path:
     """
     name = run_name.strip().rstrip(". ")
     plain = name and not re.search(r"[/\\]", run_name) and len(name) <= NAME_LENGTH
-    if not plain or name.split(".")[0].strip().upper() in RESERVED:
+    if not plain or is_reserved(name):
         raise ValueError(message(
             "A run needs a name for its folder", run_name,
             f"a plain folder name of 1 to {NAME_LENGTH} characters without / or \\ and not a device name such as CON",
             'Choose a name such as "my_short".'))
-    return Path(root) / re.sub(r'[<>:"|?*\x00-\x1f]', "_", name)
+    return Path(root) / FORBIDDEN.sub("_", name)

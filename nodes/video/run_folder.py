@@ -17,13 +17,13 @@ Files are trusted as seen.py says. What of a take is damaged counts as not there
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ..common.disk import discard, patiently
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
 from ..common.types import ClipRecord
@@ -179,9 +179,9 @@ class RunFolder:
         with LOCKS.hold(self.path):
             for take in self._unchanged(records):
                 old = take.files["video"]
-                if not old.name.endswith(COMPRESSED):
-                    freed += old.bytes - self._compress(take, self.path / old.name, progress).bytes
+                new = old if old.name.endswith(COMPRESSED) else self._compress(take, self.path / old.name, progress)
                 self._sweep(take.index)
+                freed += 0 if (self.path / old.name).exists() else old.bytes - new.bytes
         return freed
 
     def drop_videos(self, records: Sequence[ClipRecord]) -> int:
@@ -189,15 +189,15 @@ class RunFolder:
 
         Clips that were replaced or damaged since are left as they are. Returns the bytes that were freed.
         """
-        freed = 0
+        dropped = []
         with LOCKS.hold(self.path):
             for take in self._unchanged(records):
                 files = {kind: stored for kind, stored in take.files.items() if kind != "video"}
                 self._update(replace(take, status="dropped", files=files))
-                freed += take.files["video"].bytes
+                dropped.append(take.files["video"])
             for record in records:
                 self._sweep(record.index)  # also what a kill has left
-        return freed
+        return sum(stored.bytes for stored in dropped if not (self.path / stored.name).exists())
 
     def current(self, record: ClipRecord) -> ClipRecord:
         """The record with the file that holds its frames now; RuntimeError when there is none any more.
@@ -239,10 +239,9 @@ class RunFolder:
                 made = write(temporary)
                 stored = StoredFile(name, temporary.stat().st_size, file_sha256(temporary))
                 flush(temporary)
-                os.replace(temporary, self.path / name)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+                patiently(os.replace, temporary, self.path / name)
+            finally:
+                discard(temporary)
             flush_folder(self.path)
             self.seen.wrote(self.path / name, stored.sha256)
             status = kind if kind in STATUSES and take.status not in FINISHED else take.status
@@ -274,8 +273,7 @@ class RunFolder:
         for path in self.path.glob(f"clip_{index:03d}.*"):
             if path.name not in listed:
                 self.seen.removed(path)
-                with contextlib.suppress(OSError):  # a player holds it open (Windows): the next sweep gets it
-                    path.unlink()
+                discard(path)  # where a player holds it open (Windows) the next sweep gets it
 
 
 def open_folder(output: str, named: Sequence[str], run_name: str) -> RunFolder:

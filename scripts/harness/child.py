@@ -39,5 +39,6 @@ def _end_with(parent: int) -> None:
 if __name__ == "__main__":
     threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     sys.argv = sys.argv[2:]
-    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    place = os.path.dirname(os.path.abspath(sys.argv[0]))
+    sys.path[:0 if sys.flags.isolated else 1] = [place]  # an isolated Python has no place of the script in front
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -130,7 +130,8 @@ def _make_venv() -> None:
         LOG.parent.mkdir(parents=True, exist_ok=True)
         LOG.write_text(made.stdout + made.stderr, encoding="utf-8")
         raise CannotContinue(f"python -m venv failed: install the venv module of this Python (Debian and Ubuntu: "
-                             f"apt install python3-venv) and run again (log: {LOG}).")
+                             f"apt install python3-venv) and run again; ComfyUI's portable Python has none, use "
+                             f"--comfyui PATH with it (log: {LOG}).")
 
 
 def _add_test_tools(python: Path, status: StatusLine) -> None:

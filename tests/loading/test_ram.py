@@ -49,7 +49,7 @@ def test_quantising_holds_the_result_and_one_tensor(tmp_path: Path, source: str,
     assert grown > result_bytes / 2, grown  # or nothing was measured
     size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
     assert quantized == count and size > {"nf4": 3.5, "int8": 1.9}[form] * result_bytes / (2 if "fp8" in source else 1)
-    assert grown < result_bytes + 100e6 < size  # one tensor is 17 MB, the files are 268 MB or more
+    assert grown < result_bytes + 125e6 < size  # one tensor is 17 MB, the files are 268 MB or more
 
 
 def write(folder: Path, source: str) -> tuple[Path, int]:

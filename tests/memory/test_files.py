@@ -281,3 +281,18 @@ def test_header_is_plain_json_that_names_the_model_and_the_recipe(tmp_path):
         header = json.loads(file.metadata()["memory"])
     assert header["model_key"] == "model" and header["geometry"] == {"channels": 2, "height": 2, "width": 3}
     assert header["spec"]["custom"]["label"] == "My own" and header["spec"]["custom"]["sigmas"] == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_only_keys_and_values_stay_in_the_file(tmp_path):
+    path = save_memory(film(2), tmp_path / "hero.safetensors")
+    loaded = load_memory(path)
+    low, high = next(line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()
+                     if line.endswith(str(path)))
+
+    def is_mapped(tensor: torch.Tensor) -> bool:
+        return int(low, 16) <= tensor.data_ptr() < int(high, 16)
+
+    block = loaded.blocks[0]
+    assert all(is_mapped(tensor) for layer in block.kv.layers for tensor in layer.k.tensors().values())
+    assert not is_mapped(block.latents)

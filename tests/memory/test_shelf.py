@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from pack.nodes.common.types import Geometry, MemorySpec
+from pack.nodes.memory import shelf as shelf_module
 from pack.nodes.memory.files import load_memory, rest_on_file, save_memory
 from pack.nodes.memory.kv_cache import BlockKV, pack_layer
 from pack.nodes.memory.shelf import Shelf
@@ -86,3 +87,13 @@ def test_what_lies_elsewhere_already_is_not_moved_again(tmp_path):
     assert shelf.put([kv], 0, tmp_path) == (0, 0)
     assert kv.to("cpu") is kv
     assert replace(kv, in_file=False).to(torch.device("meta")).layers[0].k.data.is_meta
+
+
+def test_a_file_that_cannot_be_removed_while_it_is_mapped_goes_at_the_next_chance(tmp_path, monkeypatch):
+    shelf, kept = Shelf(), [cache(1)]
+    with monkeypatch.context() as windows:
+        windows.setattr(shelf_module, "discard", lambda path: False)
+        assert shelf.put(kept, 0, tmp_path) == (kept[0].nbytes, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    shelf.put([], 0, tmp_path)
+    assert list(tmp_path.iterdir()) == []

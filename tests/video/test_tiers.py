@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pack.nodes.common.progress import Progress
+from pack.nodes.video import run_folder
 from pack.nodes.video.encode import read_frames, write_ffv1
 from pack.nodes.video.run_folder import RunFolder
 from pack.nodes.video.seen import SeenFiles
@@ -107,6 +108,16 @@ def test_dropped_clip_keeps_what_it_was_made_of(tmp_path):
     assert set(take.files) == {"latents", "memory"}
     again = run.finish(run.put(take, "video", lambda path: write_ffv1(path, [moving(9)], 8)))
     assert again == record == RunFolder(tmp_path, SeenFiles()).finished(0, "a")
+
+
+def test_frames_that_a_player_holds_open_are_not_called_freed(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    records = [save(run, 0), save(run, 1)]
+    with monkeypatch.context() as windows:
+        windows.setattr(run_folder, "discard", lambda path: False)
+        assert run.compress_videos(records[:1]) == 0 == run.drop_videos(records[1:])
+    left = {path.name for path in tmp_path.glob("*.mkv")}
+    assert left == {"clip_000.mkv", "clip_000.h264.mkv", "clip_001.mkv"}
 
 
 def test_dropped_clip_survives_a_reroll_that_is_not_finished(tmp_path):

@@ -369,10 +369,11 @@ def test_a_full_disk_is_said_in_one_sentence(nodes, nodes_film, comfy_vae, film,
         nodes_film.AssembleShort.execute(clips, 8.0, 1, 18, "video/short")
 
 
-@pytest.mark.parametrize("prefix", ["../short", "video/../../short", "/short", "x" * 201])
+@pytest.mark.parametrize("prefix", ["../short", "video/../../short", "/short", "x" * 201, "video/16:9", "what?",
+                                    "%date:yyyy%/short", "aux/short"])
 def test_film_name_is_checked_before_anything_runs(nodes_film, output, prefix):
     assert "inside ComfyUI's output folder" in nodes_film.AssembleShort.validate_inputs(prefix)
-    for good in ("video/short", "a/../short", "", "%date:yyyy%/short", None):
+    for good in ("video/short", "a/../short", "", "%year%-%month%/short", None):
         assert nodes_film.AssembleShort.validate_inputs(good) is True
 
 
