@@ -18,13 +18,13 @@ WRITE_NOTE = ("**Change**: who the hero is (once, in full), and what happens whe
               "every 8 "
               "seconds the full description is named again. Connect a preview to see what each clip is told.")
 RENDER_NOTE = ("One clip after the other; each is on disk before the next begins. Stop whenever you like and queue "
-               "again: "
-               "finished clips are used again.\n\n**Change**: clip 5 alone with regenerate = only, clip 5, a new seed.")
+               "again: finished clips are used again.\n\n**Change**: clip 5 alone with regenerate = only, clip to make "
+               "again = 5 and a new seed.")
 FINISH_NOTE = ("Joins are evened out by RIFE (its weights come with the pack). The model makes 24 frames per second; "
-               "raise target_fps to 48 for smoother motion. The video file brings this workflow along.")
+               "raise frames per second to 48 for smoother motion. The video file brings this workflow along.")
 LONGLIVE_MEMORY = ("Four seconds of memory, as the checkpoint was trained: the first 1.3 s of the film and the last "
                    "2.7 s."
-                   "\n\n**Change**: budget_gb is the size of the card to plan for; 0 uses what is free here. ")
+                   "\n\n**Change**: budget (GB) is the size of the card to plan for; 0 uses what is free here. ")
 TOY_LOAD = ("The demo checkpoint comes with the pack (demo/toyworld): a real, tiny Wan-architecture model that runs on "
             "any computer. Nothing to download: copy its three files to models/diffusion_models, models/text_encoders "
             "and models/vae, or add the folder to extra_model_paths.yaml.")
@@ -51,7 +51,7 @@ def demo_toyworld() -> tuple[list[Node], dict[int, str]]:
            "desert, city, snow, cave, by the sea.\n\n**Try**: change the text of clip 5 and queue again. Clips 1 to 4 "
            "are not made again.",
         4: "One clip after the other; each is on disk before the next begins (output/videomemory/demo_toyworld).\n\n"
-           "**Try**: carry_memory off, and watch the hero change.",
+           "**Try**: carry memory off, and watch the hero change.",
         5: "RIFE from 8 to 24 frames per second, enlarged five times for viewing."}
 
 
@@ -61,8 +61,8 @@ def resume_and_reroll() -> tuple[list[Node], dict[int, str]]:
              *finish("resume_and_reroll", 24.0, enlarge=5)]
     return nodes, {
         1: TOY_LOAD, 2: TOY_PLAN,
-        3: "Five clips of 3 seconds.\n\n**Try**: change one line and queue again: that clip and those behind it, which "
-           "remember it, are made again.",
+        3: "Five clips of 3 seconds.\n\n**Try**: change one line and queue again: that clip and the clips after "
+           "it, which were made from it, are made again.",
         4: "1. Queue. 2. Press Cancel in the middle, and queue again: it goes on with the first missing clip. 3. Set "
            "regenerate to only and queue: clip 3 gets another take, and the status says \"4 reused, 1 generated\". "
            "4. Set it back to none: nothing is made again, the new take stays.",
@@ -108,8 +108,9 @@ def short_30s_wan21_13b_causal_8gb() -> tuple[list[Node], dict[int, str]]:
              *finish(name, 24.0)]
     return nodes, {
         1: "**Self-Forcing** (causal Wan 2.1 1.3B): `self_forcing_dmd.pt` from huggingface.co/gdhe17/Self-Forcing in "
-           "models/diffusion_models; the editor offers the other two files. For LongLive 1 choose its file here and "
-           "longlive_1 as checkpoint.",
+           "models/diffusion_models; the editor offers the other two files.\n\n**LongLive 1**: choose "
+           "`longlive_base.pt` here, put *Load LoRA (coverage)* with `lora.pt` behind this loader (both from "
+           "huggingface.co/Efficient-Large-Model/LongLive-1.3B), and choose longlive_1 as checkpoint.",
         2: "5.25 s in view, the current chunk included, as trained; no first seconds are kept.\n\n**Change**: first "
            "seconds kept to 0.75 holds the hero better in long films, and is outside this checkpoint's training. "
            + UNMEASURED,
@@ -133,5 +134,5 @@ def short_30s_24gb_long_memory() -> tuple[list[Node], dict[int, str]]:
         2: "Eight seconds just before the current moment, and the first 1.3 s of the film, in 8 bits.\n\n**Expect**: "
            "no "
            "public checkpoint was trained with so long a window; it may look worse. To reach back inside the trained "
-           "length, set window to 0 and retrieved to 1.4. " + UNMEASURED,
+           "length, set window (seconds) to 0 and retrieved (seconds) to 1.3. " + UNMEASURED,
         3: WRITE_NOTE, 4: "Eight clips of 4 seconds. " + RENDER_NOTE, 5: FINISH_NOTE}

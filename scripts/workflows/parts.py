@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from .checkpoints import LONGLIVE_2, TOY_MODEL, TOY_TEXT, TOY_VAE, UMT5, VAE_22
@@ -14,15 +15,15 @@ TOY_FILES = (TOY_MODEL, TOY_TEXT, TOY_VAE)
 LONGLIVE_FILES = (LONGLIVE_2, UMT5, VAE_22)
 HERO = ("A woman in her thirties with short silver hair, a dark green raincoat and a small brass compass on a cord "
         "around her neck")
-SCENES = "\n".join([
-    "0-4: {hero} steps off a night train onto an empty platform, steam drifting, cinematic wide shot",
-    "4-8: {hero} walks through a rain-soaked market street, neon reflections, tracking shot",
-    "8-12: {hero} stops under an awning and opens the compass, close-up",
-    "12-16: {hero} climbs a narrow stone staircase above the roofs, low angle",
-    "16-20: {hero} crosses a footbridge over a dark canal, side view",
-    "20-24: {hero} pushes open an old wooden door, warm light falls on her face",
-    "24-32: {hero} stands in a lighthouse room looking out to sea at dawn, slow dolly in",
-])
+ACTS = (
+    "{hero} steps off a night train onto an empty platform, steam drifting, cinematic wide shot",
+    "{hero} walks through a rain-soaked market street, neon reflections, tracking shot",
+    "{hero} stops under an awning and opens the compass, close-up",
+    "{hero} climbs a narrow stone staircase above the roofs, low angle",
+    "{hero} crosses a footbridge over a dark canal, side view",
+    "{hero} pushes open an old wooden door, warm light falls on her face",
+    "{hero} stands in a lighthouse room looking out to sea at dawn, slow dolly in",
+)
 NEGATIVE = "blurry, low quality, static picture, subtitles, watermark, deformed hands, deformed face"
 
 
@@ -56,11 +57,20 @@ def plan(preset: str, size: tuple[int, int], clip_s: float, budget_gb: float, ga
     ]
 
 
+def scenes_of(clip_s: float, film_s: float) -> str:
+    """The acts, one per clip; the last one ends the film."""
+    clips = math.ceil(film_s / clip_s)
+    acts = [*ACTS[:min(clips, len(ACTS)) - 1], ACTS[-1]]
+    ends = [*(i * clip_s for i in range(1, len(acts))), clips * clip_s]
+    return "\n".join(f"{i * clip_s:g}-{end:g}: {act}" for i, (act, end) in enumerate(zip(acts, ends, strict=True)))
+
+
 def write(clip_s: float, film_s: float = 30.0, identity: str = HERO, hero: str = "the woman",
-          scenes: str = SCENES) -> list[Node]:
-    """Who and what; the identity is named again every 8 seconds."""
+          scenes: str = "") -> list[Node]:
+    """Who and what, "" = the acts; the identity is named again every 8 seconds."""
     return [Node("schedule", "VideoMemoryPromptSchedule", 3,
-                 {"identity": identity, "hero": hero, "scenes": scenes, "reanchor_seconds": 8.0,
+                 {"identity": identity, "hero": hero, "scenes": scenes or scenes_of(clip_s, film_s),
+                  "reanchor_seconds": 8.0,
                   "clip_seconds": clip_s, "film_seconds": film_s})]
 
 
