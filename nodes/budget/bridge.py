@@ -84,8 +84,8 @@ def look_around(device: torch.device, resident_bytes: int = 0, measure_disks: bo
 
 def loaded_models(device: torch.device) -> tuple[tuple[str, int], ...]:
     """What ComfyUI has on the device now, and can move off it: (class of the model, bytes)."""
-    return tuple((type(loaded.model.model).__name__, int(loaded.model_loaded_memory()))
-                 for loaded in mm.current_loaded_models if loaded.device == device and loaded.model is not None)
+    held = [loaded.model for loaded in mm.current_loaded_models if loaded.device == device]  # weak: each is read once
+    return tuple((type(patcher.model).__name__, int(patcher.loaded_size())) for patcher in held if patcher is not None)
 
 
 def compute_bytes(device: torch.device) -> int:

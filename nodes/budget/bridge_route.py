@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
+from contextlib import suppress
 from typing import Any
 
 import comfy.model_management as mm
@@ -13,8 +16,14 @@ from aiohttp import web
 from .answer import answer_graph, answer_json, card_json
 from .bridge import compute_bytes, is_fused, look_around, records
 
+log = logging.getLogger(__name__)
+
 PLAN, VRAM = "/videomemory/plan", "/videomemory/vram"
 MEMORIES = "videomemory/memories"  # inside the output folder, where Save Memory writes
+MAX_BODY_BYTES = 16 * 2**20
+TOO_LARGE = f"The request is too large: a graph may have {MAX_BODY_BYTES >> 20} MB."
+NO_GRAPH = "The request is no graph: it needs prompt and node_id."
+FAILED = "The plan could not be made: ComfyUI's log says why. It is made again when the film is queued."
 
 
 def add_routes() -> None:
@@ -28,21 +37,36 @@ def add_routes() -> None:
 
 
 async def post_plan(request: web.Request) -> web.Response:
-    """{"prompt": graph, "node_id": id} -> the plan (answer.answer_json); 400 for anything else."""
-    try:
-        body = await request.json()
-        graph, node_id = body["prompt"], str(body["node_id"])
-    except (ValueError, KeyError, TypeError):
-        graph = None
-    if not isinstance(graph, dict):
-        return web.json_response({"fits": None, "message": "The request is no graph: it needs prompt and node_id."},
-                                 status=400)
-    return web.json_response(await asyncio.to_thread(plan_json, graph, node_id))  # a header may lie on a slow disk
+    """{"prompt": graph, "node_id": id} -> the plan (answer.answer_json); 400 or 413 for anything else."""
+    body = None
+    if (request.content_length or 0) <= MAX_BODY_BYTES:
+        with suppress(web.HTTPRequestEntityTooLarge):  # what comes in pieces tells no length
+            body = await request.read()
+    if body is None or len(body) > MAX_BODY_BYTES:
+        return web.json_response(_said(TOO_LARGE), status=413)
+    answer, status = await asyncio.to_thread(answer_body, body)  # a header may lie on a slow disk
+    return web.json_response(answer, status=status)
 
 
 async def get_vram(_request: web.Request) -> web.Response:
     """{"card": ...} for an editor that asks again and again."""
     return web.json_response({"card": card_json(await asyncio.to_thread(look_around, mm.get_torch_device()))})
+
+
+def answer_body(body: bytes) -> tuple[dict[str, Any], int]:
+    """What post_plan answers, and its status; never raises."""
+    try:
+        asked = json.loads(body)
+        graph, node_id = asked["prompt"], str(asked["node_id"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        graph = None
+    if not isinstance(graph, dict):
+        return _said(NO_GRAPH), 400
+    try:
+        return plan_json(graph, node_id), 200
+    except Exception:  # whatever stands in a graph: the panel shows sentences
+        log.exception("VideoMemory: no plan of node %.40r", node_id)
+        return _said(FAILED), 200
 
 
 def plan_json(graph: dict, node_id: str) -> dict[str, Any]:
@@ -59,3 +83,7 @@ def find_file(folder: str, name: str) -> str | None:
     root = os.path.join(folder_paths.get_output_directory(), MEMORIES)
     path = os.path.abspath(os.path.join(root, name))
     return path if path.startswith(os.path.join(root, "")) and os.path.isfile(path) else None
+
+
+def _said(sentence: str) -> dict[str, Any]:
+    return {"fits": None, "message": sentence}

@@ -162,7 +162,7 @@ class _Reader:
         kind = source.get("class_type")
         if kind == "VideoMemoryPersistentMemory":
             known = {field.name for field in fields(Choices)} - {"recipe"}
-            values = {name: self.value(source_id, name) for name in source["inputs"] if name in known}
+            values = {name: self.value(source_id, name) for name in source.get("inputs", {}) if name in known}
             return spec_of(Choices(**values, recipe=self.recipe(source_id))), False
         if kind == "VideoMemoryForget":
             return self.memory(source_id)[0], False
@@ -199,10 +199,10 @@ class _Reader:
         return weight_bytes(known, weights, compute_bytes)
 
     def recipe(self, node_id: str) -> Preset | None:
-        if not _is_link(self.node(node_id)["inputs"].get("recipe")):
+        if not _is_link(self.node(node_id).get("inputs", {}).get("recipe")):
             return None
         source_id, source = self.source(node_id, "recipe")
-        return custom_preset(**{name: self.value(source_id, name) for name in source["inputs"]})
+        return custom_preset(**{name: self.value(source_id, name) for name in source.get("inputs", {})})
 
     def published(self, known: Callable[[str], Any], node_id: str, folder: str, name: str) -> Any:
         """What is known of a file that is not here; None where it is here, or nobody knows."""
