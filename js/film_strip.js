@@ -26,14 +26,14 @@ app.registerExtension({
       if (busy || document.hidden || !view.element.isConnected) return;
       busy = true;
       try {
-        const state = await stateOf(widgetOf);
+        const state = await stateOf(node, widgetOf);
         if (JSON.stringify(state) !== shown) view.showClips(state);
         shown = JSON.stringify(state);
-        const pictures = state.name + state.clips.map((clip) => clip.picture);
-        if (pictures !== scored) {
-          const scores = state.clips.some((clip) => clip.picture) ? await ask("scores", state.name) : [];
-          if (scores) view.showScores(scores);
-          scored = scores && pictures; // what was not answered is asked again
+        const pictures = state.name + state.clips?.map((clip) => clip.picture);
+        if (state.clips && pictures !== scored) {
+          const answer = state.clips.some((clip) => clip.picture) ? await ask("scores", state.name) : { scores: [] };
+          if (answer?.scores) view.showScores(answer.scores);
+          scored = answer?.scores && pictures; // what was not answered is asked again
         }
       } finally {
         busy = false;
@@ -42,29 +42,42 @@ app.registerExtension({
   },
 });
 
-async function stateOf(widgetOf) {
-  const name = String(widgetOf("run_name")?.value ?? "");
-  const kind = widgetOf("regenerate")?.value ?? "none";
-  return { name, clips: await ask("run", name, "clips") ?? [], again: kind === "none" ? "" : `${kind} ${widgetOf("regenerate_clip").value}` };
+/** {name, clips, message, again, fixed}: clips is null where nobody knows them; fixed: why no clip can be asked for again. */
+async function stateOf(node, widgetOf) {
+  const name = String(widgetOf("run_name")?.value ?? ""), kind = widgetOf("regenerate")?.value ?? "none";
+  const again = kind === "none" ? "" : `${kind} ${widgetOf("regenerate_clip").value}`;
+  const linked = (node.inputs ?? []).filter((input) => input.link != null).map((input) => input.name);
+  if (linked.includes("run_name")) {
+    return { name: "", clips: [], message: "The run name comes over a link: the strip cannot show the film.", again: "", fixed: "" };
+  }
+  const fixed = linked.some((input) => input.startsWith("regenerate")) ? "What to make again comes over a link" : "";
+  const answer = await ask("run", name);
+  return { name, clips: answer?.clips ?? null, message: answer ? answer.message ?? "" : "The server does not answer.",
+    again: fixed ? "" : again, fixed };
 }
 
-/** The list that a route of the server gives for this run; null where there is none, or no server. */
-async function ask(route, name, key = route) {
+/** What a route of the server says of this run, a refusal too; null where no server answers. */
+async function ask(route, name) {
   const answer = await api.fetchApi(`/videomemory/${route}?name=${encodeURIComponent(name)}`).catch(() => null);
-  return answer?.ok ? (await answer.json().catch(() => null))?.[key] ?? null : null;
+  return answer?.ok || answer?.status === 404 ? answer.json().catch(() => null) : null;
 }
 
-/** Show what the server says under the node while it makes the film: the clip, the chunk and the time that is left. */
+/** Show what the server says under the node while it makes the film: the clip, the chunk and the time that is left.
+ *  It says so to every page, and the start and the end of a run only to the one that queued it. */
 function followProgress(node, view) {
-  const isOurs = (id) => String(id) === String(node.id) || String(id).endsWith(`:${node.id}`);
-  const said = ({ detail }) => isOurs(detail.nodeId) && view.showProgress(detail.text);
-  const ended = () => view.showProgress("");
+  const isOurs = (id) => (node.graph?.isRootGraph === false ? String(id).endsWith(`:${node.id}`) : String(id) === String(node.id));
+  let runs = false;
+  const set = (now) => {
+    runs = now;
+    if (!now) view.showProgress("");
+  };
+  const events = { execution_start: () => set(true), executing: ({ detail }) => detail != null && set(true),
+    progress_text: ({ detail }) => runs && isOurs(detail.nodeId) && view.showProgress(detail.text),
+    ...Object.fromEntries(ENDS.map((event) => [event, () => set(false)])) };
   whileUsed(node, () => {
-    api.addEventListener("progress_text", said);
-    for (const event of ENDS) api.addEventListener(event, ended);
+    for (const [event, act] of Object.entries(events)) api.addEventListener(event, act);
     return () => {
-      api.removeEventListener("progress_text", said);
-      for (const event of ENDS) api.removeEventListener(event, ended);
+      for (const [event, act] of Object.entries(events)) api.removeEventListener(event, act);
     };
   });
 }

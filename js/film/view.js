@@ -17,12 +17,16 @@ export class FilmView {
     this.strip = make("ol", { className: "videomemory-strip", tabIndex: 0, ariaLabel: "Clips of the film" });
     this.element = make("div", { className: "videomemory-film" }, this.status, this.progress, this.strip);
     this.rows = new Map();
-    [this.name, this.scores] = ["", []];
+    [this.name, this.scores, this.fixed] = ["", [], ""];
   }
 
-  /** What is on disk, as GET /videomemory/run tells it; again: what the node asks for, in words. */
-  showClips({ clips, name, again }) {
-    this.status.textContent = summary(clips, again);
+  /** What is on disk, as GET /videomemory/run tells it; clips is null where nobody knows: then what is shown stays.
+   *  message: why. again: what the node asks for, in words; fixed: why nothing can be asked for here. */
+  showClips({ clips, name, message, again, fixed }) {
+    this.status.textContent = message || summary(clips, again);
+    this.status.title = this.status.textContent;
+    if (!clips) return;
+    this.fixed = fixed;
     const before = this.rows;
     if (name !== this.name) this.scores = [];
     this.name = name;
@@ -47,18 +51,18 @@ export class FilmView {
 
   /** A line about the film that is being made; "" = none is. */
   showProgress(line) {
-    this.progress.textContent = line;
+    this.progress.textContent = this.progress.title = line;
   }
 
   row(clip, name, before) {
     const number = clip.index + 1;
-    const key = JSON.stringify([name, clip]);
+    const key = JSON.stringify([name, clip, this.fixed]);
     if (before?.key === key) return before;
     const source = api.apiURL(`/videomemory/frame?name=${encodeURIComponent(name)}&clip=${clip.index}&v=${clip.picture}`);
     const picture = clip.picture ? make("img", { src: source, alt: `Clip ${number}: ${clip.note}`, loading: "lazy" })
       : make("div", { className: "videomemory-blank", textContent: clip.status });
     const again = make("button", { type: "button", textContent: "Again", ariaLabel: `Make clip ${number} again`,
-      title: "The next run makes this clip again with another seed and keeps the others" });
+      disabled: Boolean(this.fixed), title: this.fixed || "The next run makes this clip again with another seed and keeps the others" });
     again.addEventListener("click", () => this.again(number));
     const [join, drift] = [make("small"), make("small")];
     const label = make("span", { textContent: `${number}${clip.take > 1 ? ` (take ${clip.take})` : ""}` });
@@ -72,7 +76,7 @@ function summary(clips, again) {
   const timed = done.filter((clip) => clip.seconds > 0);
   const mean = timed.reduce((sum, clip) => sum + clip.seconds, 0) / timed.length;
   const words = `${done.length} of ${clips.length} clips on disk are finished${timed.length ? `, ${mean.toFixed(1)} s each` : ""}.`;
-  return again ? `${words} The next run makes again: ${again}.` : words;
+  return again ? `${words} Set to make again: ${again} (what was made with this seed is kept).` : words;
 }
 
 function tell(element, name, score, digits, meaning) {

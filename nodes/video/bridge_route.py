@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import folder_paths
 from aiohttp import web
@@ -24,6 +25,9 @@ from .scores import ClipFile, Score, drift_score, join_score
 RUN, FRAME, SCORES = "/videomemory/run", "/videomemory/frame", "/videomemory/scores"
 SHOWN_FRAME = 8  # the first ones after a hard cut may still show the scene before
 WIDTH = 192  # of a picture, pixels
+Result = TypeVar("Result")
+_THREADS = ThreadPoolExecutor(2, "videomemory_film")  # checksums would fill the server's own, which send its files
+_ASKED: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
 
 
 def add_routes() -> None:
@@ -50,7 +54,7 @@ async def get_frame(request: web.Request) -> web.Response:
     """?name=&clip= -> a JPEG of that clip; 404 where it has no frames (yet)."""
     try:
         name, clip = request.query.get("name", ""), int(request.query.get("clip", ""))
-        picture = await asyncio.to_thread(picture_of, name, clip)  # the checksum of a clip takes its time
+        picture = await _in_turn(picture_of, name, clip)
     except (ValueError, RuntimeError, KeyError, OSError):
         raise web.HTTPNotFound from None
     return web.Response(body=picture, content_type="image/jpeg", headers={"Cache-Control": "no-cache"})
@@ -59,10 +63,19 @@ async def get_frame(request: web.Request) -> web.Response:
 async def get_scores(request: web.Request) -> web.Response:
     """?name= -> {"scores": [...]}, one per finished clip; 404 with a sentence for a run that cannot be read."""
     try:
-        scores = await asyncio.to_thread(scores_of, request.query.get("name", ""))  # reads frames, which takes its time
-    except (ValueError, RuntimeError) as error:
+        scores = await _in_turn(scores_of, request.query.get("name", ""))
+    except (ValueError, RuntimeError, OSError) as error:
         return web.json_response({"scores": [], "message": str(error)}, status=404)
     return web.json_response({"scores": scores})
+
+
+async def _in_turn(work: Callable[..., Result], *given: Any) -> Result:
+    """What work(*given) returns, made by the pack's own threads; who asks the same meanwhile gets the same answer."""
+    key = (work.__name__, *given)
+    if key not in _ASKED:
+        _ASKED[key] = asyncio.get_running_loop().run_in_executor(_THREADS, work, *given)
+        _ASKED[key].add_done_callback(lambda _: _ASKED.pop(key))
+    return await asyncio.shield(_ASKED[key])  # a page that is closed takes the answer from nobody else
 
 
 def newest_takes(run_name: str) -> dict[int, Take]:
@@ -76,10 +89,12 @@ def newest_takes(run_name: str) -> dict[int, Take]:
 
 
 def picture_of(run_name: str, clip: int) -> bytes:
-    """A JPEG of that clip; KeyError without such a clip or its frames, RuntimeError where these are damaged."""
-    take = newest_takes(run_name)[clip]
-    stored = take.files["video"]
-    return jpeg_of(_folder(run_name).file(take, "video"), stored.sha256)
+    """A JPEG of that clip; KeyError without such a clip or its frames, RuntimeError where these are damaged.
+
+    The clip's checksum is not compared: it takes its time, and a picture does no harm.
+    """
+    stored = newest_takes(run_name)[clip].files["video"]
+    return jpeg_of(_folder(run_name).path / stored.name, stored.sha256)
 
 
 def take_json(take: Take) -> dict[str, Any]:
@@ -116,7 +131,7 @@ def clip_files(run_name: str) -> dict[int, ClipFile]:
     run, found = _folder(run_name), {}
     for index, take in newest_takes(run_name).items():
         if take.status == "done":
-            with contextlib.suppress(ValueError, RuntimeError):  # without frames, or damaged
+            with contextlib.suppress(ValueError, RuntimeError, OSError):  # without frames, damaged, held by somebody
                 path = run.file(take, "video")
                 key = f"{take.digest} {take.video_key}"
                 found[index] = ClipFile(index, path, key, take.frames, take.fps, take.cuts)

@@ -20,6 +20,9 @@ OPEN = f"""async ([workflow, name]) => {{
 }}"""
 
 
+SAYS = "(words) => document.querySelector('.videomemory-film p').textContent === words"
+
+
 def write_run(server, name: str, clips: int) -> None:
     """Clips of one colour each, as Save Clip leaves them; the last one has no frames yet."""
     from pack.nodes.video.encode import write_ffv1
@@ -136,6 +139,51 @@ def test_a_button_keeps_the_focus_when_the_strip_is_told_anew(page, strip):
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelector('.videomemory-film p').textContent.includes('only 3')")
     assert page.evaluate("() => document.activeElement.ariaLabel") == "Make clip 3 again"
+
+
+def test_a_server_that_does_not_answer_takes_no_clip_away(page, strip):
+    page.route("**/videomemory/run*", lambda route: route.abort())
+    try:
+        page.wait_for_function(SAYS, arg="The server does not answer.")
+        assert strip.locator("li").count() == 4 and strip.locator("img").count() == 3
+    finally:
+        page.unroute("**/videomemory/run*")
+    page.wait_for_function(SAYS, arg="3 of 4 clips on disk are finished, 2.5 s each.")
+
+
+def test_a_run_that_cannot_be_read_is_told_with_the_servers_own_sentence(page, strip):
+    page.evaluate(f"() => {{ {RENDER}.widgets.find(w => w.name === 'run_name').value = 'CON'; }}")
+    page.wait_for_function("() => document.querySelector('.videomemory-film p').textContent.includes('device name')")
+    assert strip.locator("li").count() == 0
+
+
+def test_what_comes_over_a_link_is_not_guessed(page, strip):
+    page.evaluate(f"""() => {{
+      const number = LiteGraph.createNode('PrimitiveInt'), name = LiteGraph.createNode('PrimitiveString');
+      for (const node of [number, name]) app.graph.add(node);
+      window.link = (node, input) => node.connect(0, {RENDER}, {RENDER}.inputs.findIndex(one => one.name === input));
+      window.sources = {{number, name}};
+      link(number, 'regenerate_clip');
+    }}""")
+    again = strip.get_by_role("button", name="Make clip 2 again")
+    page.wait_for_function("() => document.querySelector('.videomemory-strip button').disabled")
+    assert again.is_disabled() and "over a link" in again.get_attribute("title")
+    page.evaluate("() => { link(sources.name, 'run_name'); }")
+    page.wait_for_function(SAYS, arg="The run name comes over a link: the strip cannot show the film.")
+    assert strip.locator("li").count() == 0
+
+
+def test_the_progress_of_a_film_that_another_page_makes_is_not_shown(page, strip):
+    said = page.evaluate(f"""() => {{
+      const tell = (event, detail) => app.api.dispatchCustomEvent(event, detail);
+      const line = () => document.querySelector('.videomemory-progress').textContent;
+      const progress = () => tell('progress_text', {{nodeId: String({RENDER}.id), text: 'clip 1 of 8'}});
+      const seen = [];
+      for (const step of [progress, () => tell('execution_start', {{}}), progress,
+                          () => tell('execution_success', {{}}), progress]) {{ step(); seen.push(line()); }}
+      return seen;
+    }}""")
+    assert said == ["", "", "clip 1 of 8", "", ""]
 
 
 def test_another_name_is_another_film(page, strip):

@@ -41,7 +41,7 @@ CHANGE = """() => {
 }"""
 UNDO = "async () => { await app.extensionManager.command.execute('Comfy.Undo'); }"
 TITLES = "() => app.graph.nodes.filter(n => n.title.endsWith(' changed')).length"
-ALONE = [2 * len(PANELS), 2]  # two timers for each panel; the film strip's two listeners, one of them for three events
+ALONE = [2 * len(PANELS), 6]  # two timers for each panel; the film strip listens to six events
 
 
 @pytest.fixture(autouse=True)
