@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from .editor import bundled, screenshot_path
+from .editor import bundled, load, screenshot_path, type_into
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.slow]
 
@@ -124,3 +124,10 @@ def test_another_workflow_shows_nothing_of_this_one(page, strip):
     page.evaluate(BUILD, [bundled("demo_toyworld"), FILM])
     page.wait_for_function(SHOWN, arg=0, timeout=30_000)
     assert page.locator(".videomemory-held").inner_text().startswith("Run the workflow")
+
+
+def test_the_seconds_of_one_chunk_can_be_typed(page):
+    """The editor rounds to the decimals of the step: 0.8 would be two chunks of Self-Forcing."""
+    load(page, "demo_toyworld")
+    for name in ("window_seconds", "sink_seconds", "pinned_seconds", "retrieved_seconds"):
+        assert type_into(page, "VideoMemoryPersistentMemory", name, "0.75") == 0.75
