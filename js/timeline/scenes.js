@@ -8,9 +8,14 @@ const HERO = "{hero}";
 const CUT = "The scene transitions. ";
 const EPSILON = 1e-6;
 
-/** {scenes: [{line, startS, endS, text, hasEnd}], error: {line, message} or null}; line counts from 0. */
+/**
+ * {scenes: [{line, startS, endS, writtenEndS, text}], error: {line, message} or null}; line counts from 0.
+ * endS: at most the film's length; writtenEndS: as the text says it, null where it says none.
+ * Of an unknown name the scenes are given all the same: the times are known, and the words can be corrected.
+ */
 export function parseScenes(text, filmS) {
   const found = [];
+  let unknown = null;
   const lines = text.split("\n");
   for (const [line, raw] of lines.entries()) {
     const trimmed = raw.trim();
@@ -18,13 +23,14 @@ export function parseScenes(text, filmS) {
     const match = LINE.exec(trimmed);
     if (!match) return failed(line, "A line needs its seconds, a colon and a text, as in '3: the hero waves'.");
     const [, start, end, words] = match;
-    const scene = { line, startS: seconds(start), endS: end === undefined ? null : seconds(end), text: oneLine(words) };
-    if (scene.endS !== null && scene.endS <= scene.startS) return failed(line, "A scene must end after it starts.");
+    const scene = { line, startS: seconds(start), writtenEndS: end === undefined ? null : seconds(end), text: oneLine(words) };
+    if (scene.writtenEndS !== null && scene.writtenEndS <= scene.startS) return failed(line, "A scene must end after it starts.");
     const strange = (words.match(PLACEHOLDER) ?? []).find((name) => name !== HERO);
-    if (strange) return failed(line, `${strange} is unknown: only {hero} stands for something.`);
-    found.push({ ...scene, hasEnd: scene.endS !== null });
+    if (strange) unknown ??= { line, message: `${strange} is unknown: only {hero} stands for something.` };
+    found.push(scene);
   }
-  return joined(found, filmS);
+  const read = joined(found, filmS);
+  return { ...read, error: unknown ?? read.error };
 }
 
 /** Scenes that follow each other without gap, up to the end of the film. */
@@ -33,7 +39,7 @@ function joined(found, filmS) {
   if (found[0].startS > EPSILON) return failed(found[0].line, "The film begins at 0 s.");
   for (let i = 1; i < found.length; i += 1) {
     const before = found[i - 1];
-    const endS = before.endS ?? found[i].startS;
+    const endS = before.writtenEndS ?? found[i].startS;
     if (found[i].startS <= before.startS || found[i].startS < endS - EPSILON) {
       return failed(found[i].line, "This scene overlaps the one before.");
     }
@@ -42,7 +48,7 @@ function joined(found, filmS) {
     }
   }
   const last = found.at(-1);
-  if (last.endS !== null && last.endS < filmS - EPSILON) return failed(last.line, "The last scene ends before the film.");
+  if (last.writtenEndS !== null && last.writtenEndS < filmS - EPSILON) return failed(last.line, "The last scene ends before the film.");
   const scenes = found
     .map((scene, i) => ({ ...scene, endS: Math.min(found[i + 1]?.startS ?? filmS, filmS) }))
     .filter((scene) => scene.startS < filmS - EPSILON);
@@ -82,7 +88,8 @@ function prompt(scene, anchored, begins, identity, hero) {
   return cut + (anchored ? words.replace(HERO, () => identity) : words).replaceAll(HERO, () => hero);
 }
 
-// Edits return the whole text; lines that are no scenes (notes, blank ones) stay where they are.
+// Edits return the whole text; lines that are no scenes (notes, blank ones) stay where they are, and so does what lies
+// beyond the film's end.
 
 /** The join between scene `index` and the next one moved to `timeS`, kept between its neighbours' other ends. */
 export function moveJoin(text, scenes, index, timeS, stepS) {
@@ -91,15 +98,15 @@ export function moveJoin(text, scenes, index, timeS, stepS) {
   const to = Math.min(Math.max(round(timeS), before.startS + stepS), after.endS - stepS);
   if (!(to > before.startS && to < after.endS)) return text;
   return rewritten(text, [
-    [before.line, { ...before, endS: before.hasEnd ? to : null }],
-    [after.line, { ...after, startS: to, endS: after.hasEnd ? after.endS : null }],
+    [before.line, { ...before, writtenEndS: before.writtenEndS === null ? null : to }],
+    [after.line, { ...after, startS: to }],
   ]);
 }
 
 export function retell(text, scenes, index, words) {
   const scene = scenes[index];
   const kept = oneLine(words);
-  return kept ? rewritten(text, [[scene.line, { ...scene, endS: scene.hasEnd ? scene.endS : null, text: kept }]]) : text;
+  return scene && kept ? rewritten(text, [[scene.line, { ...scene, text: kept }]]) : text;
 }
 
 /** Scene `index` cut in the middle; the second half is a scene of its own, with the same words. */
@@ -108,9 +115,8 @@ export function split(text, scenes, index, stepS) {
   const middle = Math.round((scene.startS + scene.endS) / 2 / stepS) * stepS;
   if (!(middle > scene.startS && middle < scene.endS)) return text;
   const lines = text.split("\n");
-  const half = { ...scene, startS: middle, endS: scene.hasEnd ? scene.endS : null };
-  lines[scene.line] = line({ ...scene, endS: scene.hasEnd ? middle : null });
-  lines.splice(scene.line + 1, 0, line(half));
+  lines[scene.line] = line({ ...scene, writtenEndS: scene.writtenEndS === null ? null : middle });
+  lines.splice(scene.line + 1, 0, line({ ...scene, startS: middle }));
   return lines.join("\n");
 }
 
@@ -121,9 +127,9 @@ export function remove(text, scenes, index) {
   const gone = scenes[index];
   if (index > 0) {
     const before = scenes[index - 1];
-    lines[before.line] = line({ ...before, endS: before.hasEnd && gone.hasEnd ? gone.endS : null });
+    lines[before.line] = line({ ...before, writtenEndS: before.writtenEndS === null ? null : gone.writtenEndS });
   } else {
-    lines[scenes[1].line] = line({ ...scenes[1], startS: 0, endS: scenes[1].hasEnd ? scenes[1].endS : null });
+    lines[scenes[1].line] = line({ ...scenes[1], startS: 0 });
   }
   lines.splice(gone.line, 1);
   return lines.join("\n");
@@ -135,13 +141,14 @@ function rewritten(text, changes) {
   return lines.join("\n");
 }
 
-function line({ startS, endS, text }) {
-  return `${time(startS)}${endS === null ? "" : `-${time(endS)}`}: ${text}`;
+function line({ startS, writtenEndS, text }) {
+  const exact = (value) => time(value, 6); // rounded to 3 digits it would not meet its neighbour any more
+  return `${exact(startS)}${writtenEndS === null ? "" : `-${exact(writtenEndS)}`}: ${text}`;
 }
 
 /** Seconds as short as they can be written: 3, 3.5, 3.25. */
-export function time(value) {
-  return String(Math.round(value * 1000) / 1000);
+export function time(value, digits = 3) {
+  return String(Number(value.toFixed(digits)));
 }
 
 function seconds(written) {

@@ -18,6 +18,18 @@ CASES = [
 ]
 WRONG = ["", "# only a note", "1: too late", "0-3: a\n2: b", "0-3: a\n4: b", "0-3: a", "0: {villain} waves", "3-1: a",
          "0 no colon", "0:10 birds", "0-3: a\n3-3: b"]
+BEYOND = [  # texts that reach beyond the film: text, the film, a longer film
+    ("0-4: a\n4-8: b\n8-12: c", 6.0, 12.0), ("0-4: a\n4-10: b", 8.0, 10.0), ("0: a\n# kept\n4-8: b\n8: c", 6.0, 12.0),
+    ("0-4: a\n4: b\n8-12: c", 6.0, 12.0), ("0-2.0416667: a\n2.0416667-5.9: b\n5.9-9: c\n9: d", 6.0, 12.0),
+]
+EDITED = f"""async ([text, filmS]) => {{  // the text after each of the edits
+  const {{parseScenes, moveJoin, retell, split, remove}} = await import('{MODULE}');
+  const {{scenes}} = parseScenes(text, filmS);
+  return scenes.flatMap((_, index) => [
+    retell(text, scenes, index, 'new words'), split(text, scenes, index, 0.5), remove(text, scenes, index),
+    ...(index + 1 < scenes.length ? [-9, 0, 3, 5.5, 6, 7, 99].map(at => moveJoin(text, scenes, index, at, 0.5)) : []),
+  ]).filter(edited => edited !== text);
+}}"""
 NODE = """async (workflow) => {
   await app.loadGraphData(workflow, true, true, 'timeline.json');
   const node = app.graph.nodes.find(n => n.type === 'VideoMemoryPromptSchedule');
@@ -67,7 +79,22 @@ def test_what_the_server_refuses_is_shown_as_a_mistake(page, text):
     with pytest.raises(ValueError, match="cene"):
         parse_scenes(text, 5.0)
     read = page.evaluate(f"async (text) => (await import('{MODULE}')).parseScenes(text, 5)", text)
-    assert read["error"] and read["scenes"] == []
+    assert read["error"] and bool(read["scenes"]) == ("{villain}" in text), "of an unknown name the times are known"
+
+
+@pytest.mark.parametrize(("text", "film_s", "longer_s"), BEYOND)
+def test_edits_keep_what_lies_beyond_the_film(page, text, film_s, longer_s):
+    from pack.nodes.prompts.timeline import parse_scenes
+
+    edited = page.evaluate(EDITED, [text, film_s])
+    assert len(edited) >= 6
+    last = text.splitlines()[-1].split(":")[0].partition("-")
+    beyond = [scene for scene in parse_scenes(text, longer_s) if scene.start_s >= film_s]
+    for after in edited:
+        assert parse_scenes(after, film_s)[-1].end_s == film_s
+        scenes = parse_scenes(after, longer_s)
+        assert list(scenes[len(scenes) - len(beyond):]) == beyond
+        assert after.splitlines()[-1].split(":")[0].partition("-")[1:] == last[1:], "the end of the text"
 
 
 def test_every_clip_is_listed_and_marked(page, timeline):
