@@ -99,7 +99,7 @@ def test_unknown_profile_is_refused_before_anything_is_loaded(gate):
 
 
 @pytest.mark.parametrize(("name", "value", "part"), [
-    ("width", 0, "width is no size"), ("clip_seconds", 0.0, "clip_seconds"), ("budget_gb", -1.0, "budget_gb"),
+    ("width", 0, "width is no size"), ("clip_seconds", 0.0, "is no length"), ("budget_gb", -1.0, "is not a size"),
     ("profile", "fast", "unknown profile"),
 ])
 def test_bad_values_over_a_link_are_refused(gate, toy_model, toy_vae, name, value, part):
