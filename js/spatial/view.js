@@ -5,6 +5,7 @@ import { make } from "../page.js";
 const NOTHING = "Run the workflow: then the place can be turned and looked at here.";
 const SIDES = { front: [0, 0], right: [90, 0], above: [0, 90] }; // [turned, tilted] in degrees
 const STEP = 10; // degrees per key
+const STEPS = { nearer: 1.25, farther: 0.8 }; // times the zoom, per key or button
 const [NEAREST, FARTHEST] = [0.25, 8]; // zoom
 const LARGEST = 16; // pixels of a point
 const AWAY = 1.8; // the camera from the middle, in reaches of the cloud
@@ -15,8 +16,9 @@ export class OrbitView {
   constructor() {
     this.canvas = make("canvas", { className: "videomemory-cloud", tabIndex: 0, role: "img" });
     this.status = make("p", { role: "status" });
-    this.buttons = Object.keys(SIDES).map((side) => make("button", { type: "button", textContent: side, onclick: () => this.look(side) }));
-    const row = make("div", { className: "videomemory-row", role: "group", ariaLabel: "Side to look from" }, ...this.buttons);
+    this.sides = Object.keys(SIDES).map((side) => button(side, () => this.look(side)));
+    this.steps = Object.entries(STEPS).map(([name, times]) => button(name, () => this.approach(times))); // for fingers
+    const row = make("div", { className: "videomemory-row", role: "group", ariaLabel: "Where to look from" }, ...this.sides, ...this.steps);
     this.element = make("div", { className: "videomemory-orbit" }, this.status, this.canvas, row);
     this.listen();
     this.show(undefined);
@@ -24,10 +26,7 @@ export class OrbitView {
 
   listen() {
     const { canvas } = this;
-    canvas.addEventListener("pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
-    canvas.addEventListener("pointermove", (event) => {
-      if (canvas.hasPointerCapture(event.pointerId)) this.turn(event.movementX / 2, event.movementY / 2);
-    });
+    this.followPointer();
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
       this.approach(Math.exp(-event.deltaY / 500));
@@ -35,8 +34,8 @@ export class OrbitView {
     canvas.addEventListener("keydown", (event) => {
       const act = {
         ArrowLeft: () => this.turn(-STEP, 0), ArrowRight: () => this.turn(STEP, 0), ArrowUp: () => this.turn(0, -STEP),
-        ArrowDown: () => this.turn(0, STEP), "+": () => this.approach(1.25), "=": () => this.approach(1.25),
-        "-": () => this.approach(0.8), Home: () => this.look("front"),
+        ArrowDown: () => this.turn(0, STEP), "+": () => this.approach(STEPS.nearer), "=": () => this.approach(STEPS.nearer),
+        "-": () => this.approach(STEPS.farther), Home: () => this.look("front"),
       }[event.key];
       if (!act) return;
       event.preventDefault();
@@ -45,12 +44,26 @@ export class OrbitView {
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
+  /** One pointer turns it. A second finger ends that: a pinch is the editor's, which zooms the graph. */
+  followPointer() {
+    const { canvas } = this;
+    let turning = null;
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      turning = event.isPrimary ? event.pointerId : null;
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (event.pointerId === turning) this.turn(event.movementX / 2, event.movementY / 2);
+    });
+    canvas.addEventListener("lostpointercapture", () => { turning = null; });
+  }
+
   /** The node's output as spatial/orbit.py makes it, or undefined. */
   show(cloud) {
     this.cloud = cloud;
     this.points = cloud ? new Int16Array(bytes(cloud.points).buffer) : new Int16Array();
     this.colours = cloud ? pixelsOf(bytes(cloud.colours)) : new Uint32Array();
-    for (const button of this.buttons) button.disabled = !cloud;
+    for (const control of [...this.sides, ...this.steps]) control.disabled = !cloud;
     this.look("front");
   }
 
@@ -76,9 +89,9 @@ export class OrbitView {
     const words = this.words();
     this.status.textContent = words;
     this.canvas.ariaLabel = this.cloud ? `${words} ${KEYS}` : words;
-    for (const button of this.buttons) {
-      const [turned, tilted] = SIDES[button.textContent];
-      button.ariaPressed = String(Boolean(this.cloud) && turned === this.turned && tilted === this.tilted);
+    for (const side of this.sides) {
+      const [turned, tilted] = SIDES[side.textContent];
+      side.ariaPressed = String(Boolean(this.cloud) && turned === this.turned && tilted === this.tilted);
     }
     cancelAnimationFrame(this.frame);
     this.frame = requestAnimationFrame(() => this.draw());
@@ -145,6 +158,10 @@ export class OrbitView {
     });
     context.stroke();
   }
+}
+
+function button(textContent, onclick) {
+  return make("button", { type: "button", textContent, onclick });
 }
 
 /** A square around (u, v) where nothing nearer is drawn yet. */

@@ -134,6 +134,41 @@ def test_the_pointer_turns_it_and_the_wheel_comes_nearer(page, orbit, picture):
     assert page.evaluate("() => app.canvas.ds.scale") == scale, "the canvas behind has zoomed"
 
 
+def test_buttons_bring_it_nearer_and_move_it_away(page, orbit, picture):
+    first = picture()
+    for name, zoom in (("nearer", "1.3x"), ("farther", "1.0x"), ("farther", "0.8x")):
+        orbit.get_by_role("button", name=name).click()
+        assert orbit.locator("p").inner_text().endswith(f"tilted 0°, {zoom}.")
+    assert picture() != first
+    assert orbit.locator("[aria-pressed=true]").all_inner_texts() == ["front"]
+
+
+def test_one_finger_turns_it_and_a_pinch_does_not(page, orbit, picture):
+    box = orbit.locator("canvas").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    fingers = page.context.new_cdp_session(page)
+    view = page.evaluate("() => [app.canvas.ds.scale, [...app.canvas.ds.offset]]")
+
+    def touch(kind, *places):
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [
+            {"x": x + right, "y": y, "id": id} for id, right in enumerate(places)]})
+
+    touch("touchStart", 0)
+    touch("touchMove", 20)
+    touch("touchMove", 40)
+    touch("touchEnd")
+    words = orbit.locator("p").inner_text()
+    assert "turned 0°" not in words
+    touch("touchStart", -10)
+    touch("touchStart", -10, 10)
+    for apart in (20, 40, 60):
+        touch("touchMove", -apart, 2 * apart)
+    touch("touchEnd")
+    page.evaluate("([scale, offset]) => Object.assign(app.canvas.ds, {scale, offset})", view)  # the editor zoomed
+    page.evaluate("() => app.canvas.setDirty(true, true)")
+    assert orbit.locator("p").inner_text() == words
+
+
 def test_from_above_and_from_the_right_other_things_are_seen(page, orbit, picture):
     seen = {"front": picture()}
     for side in ("right", "above"):
