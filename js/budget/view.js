@@ -22,11 +22,12 @@ export class BudgetView {
     this.card.textContent = `${card.name}: ${gigabytes(card.free)} of ${gigabytes(card.total)} free now`;
   }
 
-  /** The answer of POST /videomemory/plan. */
-  showPlan(plan) {
+  /** The answer of POST /videomemory/plan, for a node that runs in so many places. */
+  showPlan(plan, places = 1) {
     const { fits, message, phases = [], card, budget = 0, concessions = [] } = plan;
-    this.verdict.textContent = { true: `Fits ${gigabytes(budget)}: ${plan.width} x ${plan.height}, ${plan.length} frames a clip`,
+    const verdict = { true: `Fits ${gigabytes(budget)}: ${plan.width} x ${plan.height}, ${plan.length} frames a clip`,
       false: "Does not fit", null: "Cannot be said yet" }[fits];
+    if (this.verdict.textContent !== verdict) this.verdict.textContent = verdict; // what is set is read out, new or not
     this.verdict.dataset.fits = String(fits);
     const taken = card ? [{ name: "desktop", bytes: card.desktop }, { name: "others", bytes: card.others }].filter((part) => part.bytes) : [];
     const beside = taken.reduce((sum, part) => sum + part.bytes, 0);
@@ -34,7 +35,8 @@ export class BudgetView {
     this.phases.replaceChildren(...phases.map((phase) => this.row(phase, taken, budget + beside, whole)));
     const names = new Set([...taken, ...phases.flatMap((phase) => phase.parts)].filter((part) => part.bytes > 0).map((part) => part.name));
     this.legend.replaceChildren(...[...names].map((name) => this.key(name)));
-    const sentences = fits ? concessions : message.split("\n").filter(Boolean);
+    const whose = places > 1 ? [`The plan of the first of ${places} places that this node runs in.`] : [];
+    const sentences = [...whose, ...(fits ? concessions : message.split("\n").filter(Boolean))];
     this.said.replaceChildren(...sentences.map((sentence) => make("li", { textContent: sentence })));
   }
 
