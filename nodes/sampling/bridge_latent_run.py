@@ -17,6 +17,7 @@ from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
 
 from ..common.errors import message
 from .bridge_room import with_room
+from .finite import finite
 from .latent_presets import LatentRecipe
 from .strategy import ClipRequest
 from .unfinished import Unfinished
@@ -86,6 +87,7 @@ def sample_parts(parts: tuple[Part, ...], request: ClipRequest, recipe: LatentRe
 
         samples, attempts = _sample_part(part, request, recipe, conds, noise, samples, denoise_mask=noise_mask,
                                          callback=tick, seed=_seed(request.seed, f"clip {clip} part {i}"))
+        finite(samples, "Clip Sampler")
         if attempts > 1:
             given_up.append(f"Memory ran out {attempts - 1}x: sampled again, with more of the model in RAM.")
         noise = torch.zeros_like(noise)  # the second model goes on from what the first has left

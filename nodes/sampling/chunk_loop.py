@@ -26,6 +26,7 @@ import torch
 from ..common.progress import SILENT, Progress
 from ..common.types import MemoryBlock, Preset, VideoMemory
 from ..memory.state import commit, is_sink
+from .finite import finite
 from .solvers import Draw, make_solver
 
 Caches = tuple[object, object | None]
@@ -135,6 +136,7 @@ def _make_chunk(model: ClipModel, clip: Clip, given: torch.Tensor | None, progre
         x0 = given.to(model.device, torch.float32)
     else:
         x0 = sample_chunk(model, memory, preset, clip.noise(memory.latents_done // preset.chunk), progress, tick, given)
+        x0 = finite(x0, "Clip Sampler")
     progress.check_cancel()
     (kv, negative_kv), = model.encode(x0, memory, (_precision(memory, memory.latents_done),), None)
     memory = commit(memory, x0[0], kv, negative_kv, clip.prompt)

@@ -19,6 +19,7 @@ from ..common.progress import Progress
 from ..common.types import TEMPORAL_STRIDE, Geometry, ModelFacts, VideoMemory
 from ..memory.latent_memory import ClipStart
 from ..memory.state import begin_clip
+from ..sampling.finite import finite
 from ..sampling.latent_presets import LATENT_RECIPES, LatentRecipe
 from .cloud import Reading, read
 from .conditions import FAMILIES, Keys, Shown
@@ -205,5 +206,6 @@ def _sample(request: SpatialRequest, recipe: LatentRecipe, keys: Keys) -> torch.
     guider.set_conds(*conds)
     guider.set_cfg(cfg)
     noise = torch.randn(keys.samples.shape, generator=torch.Generator().manual_seed(request.seed))
-    return guider.sample(noise, keys.samples, comfy.samplers.sampler_object(recipe.sampler), sampler.sigmas.cpu(),
+    made = guider.sample(noise, keys.samples, comfy.samplers.sampler_object(recipe.sampler), sampler.sigmas.cpu(),
                          denoise_mask=keys.noise_mask, callback=tick, seed=request.seed).to("cpu", torch.float32)
+    return finite(made, ASKED)

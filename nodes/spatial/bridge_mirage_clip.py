@@ -18,6 +18,7 @@ import torch
 
 from ..common.progress import Progress
 from ..common.types import TEMPORAL_STRIDE
+from ..sampling.finite import finite
 from ..sampling.solvers import UniPC
 from .bridge_mirage import Surroundings, with_branch
 from .cloud import Reading, read
@@ -147,5 +148,6 @@ def _sample(request: ChunkRequest, model: Any, start: torch.Tensor) -> torch.Ten
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(request.positive, [])
     guider.set_cfg(1.0)
-    return guider.sample(noise, torch.zeros(shape), comfy.samplers.KSAMPLER(denoise), torch.tensor(sigmas),
+    made = guider.sample(noise, torch.zeros(shape), comfy.samplers.KSAMPLER(denoise), torch.tensor(sigmas),
                          callback=tick, seed=request.seed).to("cpu", torch.float32)
+    return finite(made, "Mirage Clip Sampler")

@@ -93,6 +93,13 @@ def test_a_film_of_two_chunks_is_one_latent_short_of_twice_and_remembers(branch)
     assert "References: frames none." not in second and "Frame 16" in second
 
 
+def test_a_chunk_of_nan_is_not_handed_on(branch):
+    from pack.tests.sampling.test_finite import SAID, broken
+
+    with torch.inference_mode(), pytest.raises(ValueError, match=f"Mirage Clip Sampler {SAID}"):
+        chunk(branch, lifted(), start_image=image(), model=broken(model("ti2v"), 1)[0])
+
+
 def test_the_noise_levels_are_the_authors():
     from pack.nodes.spatial.bridge_mirage_clip import schedule
 
