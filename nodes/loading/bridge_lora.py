@@ -39,9 +39,9 @@ def is_plain(patches: list[tuple]) -> bool:
         for _, patch, own, offset, function in patches)
 
 
-def fits(patch: Any, shape: tuple[int, int]) -> bool:
+def fits(patch: Any, shape: tuple[int, ...] | None) -> bool:
     """Whether a patch can be meant for a weight [out, in]: a LoRA's matrices tell, other patches are left to core."""
-    if not isinstance(patch, comfy.weight_adapter.lora.LoRAAdapter) or any(
+    if shape is None or not isinstance(patch, comfy.weight_adapter.lora.LoRAAdapter) or any(
             part is not None for part in patch.weights[3:]):
         return True
     return _is_of_shape(*patch.weights[:2], shape)
@@ -73,12 +73,20 @@ def load_lora(model: Any, lora: dict[str, torch.Tensor], name: str, strength: fl
     return patched, line
 
 
-def logical_shape(model: torch.nn.Module, key: str, weight: torch.Tensor) -> tuple[int, ...]:
-    """The shape of what a parameter stands for: packed weights are smaller than their [out, in]."""
-    module = model.get_submodule(key.rpartition(".")[0])
-    if key.endswith(".weight") and getattr(module, "codec", None) is not None:
-        return module.out_features, module.in_features
-    return tuple(weight.shape)
+def logical_shape(model: torch.nn.Module, key: str, weight: torch.Tensor) -> tuple[int, ...] | None:
+    """The shape of what a parameter stands for: packed weights are smaller than their [out, in]; None: nobody knows.
+
+    Source, for other packs' packed weights: city96's ComfyUI-GGUF, whose layers put an empty tensor of the packed
+    bytes' shape into the state dict, and beside the largest weight a `temp.weight` that belongs to no layer.
+    """
+    try:
+        module = model.get_submodule(key.rpartition(".")[0])
+    except AttributeError:
+        return None
+    sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if key.endswith(".weight") and None not in sizes:
+        return sizes
+    return tuple(weight.shape) if weight.is_floating_point() else None
 
 
 def _is_of_shape(up: torch.Tensor, down: torch.Tensor, shape: tuple[int, ...]) -> bool:

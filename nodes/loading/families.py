@@ -49,7 +49,7 @@ _HUNYUAN_KEEP = (
         "vector_in", "guidance_in", "byt5_in", "vision_in", "cond_type_embedding")),
     ("adaLN_modulation", "time modulation"), ("final_layer.", "output head"))
 _HUNYUAN_FINE = (("_mod.lin", "time modulation"), (".modulation.lin", "time modulation"))
-_HUNYUAN_MIX = {"mixed": r"_attn\.(qkv|proj)\.", "late": r"_mlp\.|\.linear[12]\."}
+_HUNYUAN_MIX = {"mixed": r"_attn[._](qkv|proj)\.", "late": r"_mlp\.|\.linear[12]\."}
 HUNYUAN_15 = Family("HunyuanVideo 1.5 diffusion model", (*_HUNYUAN, "vision_in.proj.0.weight"), _HUNYUAN_KEEP,
                     fine=_HUNYUAN_FINE, **_HUNYUAN_MIX)
 HUNYUAN = Family("HunyuanVideo diffusion model", _HUNYUAN, _HUNYUAN_KEEP, fine=_HUNYUAN_FINE, **_HUNYUAN_MIX,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
@@ -39,11 +40,14 @@ def side_path(parts: Sequence[tuple[torch.Tensor, torch.Tensor, float]]) -> Side
     scale = torch.cat([torch.full((down.shape[0],), factor, dtype=torch.float32) for _, down, factor in used])
     if len(used) == 1:
         return SidePath(used[0][1], used[0][0], scale)
-    dtype = used[0][0].dtype
-    for up, down, _ in used:
-        dtype = torch.promote_types(dtype, torch.promote_types(up.dtype, down.dtype))
+    dtype = reduce(torch.promote_types, (_wide(part) for up, down, _ in used for part in (up, down)))
     return SidePath(torch.cat([down.to(dtype) for _, down, _ in used]),
                     torch.cat([up.to(dtype) for up, _, _ in used], dim=1), scale)
+
+
+def _wide(part: torch.Tensor) -> torch.dtype:
+    """The dtype that holds a LoRA's matrix and can be promoted, which those of 8 bits cannot."""
+    return torch.bfloat16 if part.dtype.itemsize == 1 else part.dtype
 
 
 def add_side_path(y: torch.Tensor, x: torch.Tensor, path: SidePath) -> torch.Tensor:

@@ -144,6 +144,14 @@ def test_the_mix_gives_eight_bits_to_what_attention_hands_on_and_to_later_blocks
     assert re.search(r"^int8: \d+ x .*what attention hands on", report, re.MULTILINE)
 
 
+def test_the_mix_is_the_same_for_tencents_names(tmp_path: Path) -> None:
+    state = load_file(write(tmp_path, "hunyuan"))
+    theirs = {re.sub(r"_attn\.(qkv|proj)\.", r"_attn_\1.", name): tensor for name, tensor in state.items()}
+    save_file(theirs, tmp_path / "tencent.safetensors")
+    plan, expected = (plan_of(tmp_path / f"{name}.safetensors", "nf4_int8") for name in ("tencent", "hunyuan"))
+    assert list(plan.quantize.values()).count("int8") == list(expected.quantize.values()).count("int8") > 3
+
+
 # the published sizes: values of core's configuration that differ from the tiny one, weights in 4 bits and in 8, GB
 # with nf4, weights in 8 bits and GB with nf4_int8
 FULL_SIZE = {

@@ -25,6 +25,16 @@ def test_two_loras_add_up() -> None:
     assert path.down.shape == (11, 40) and relative(y, expected) < 1e-6
 
 
+@pytest.mark.parametrize(("other", "expected"), [(torch.float32, torch.float32), (torch.float16, torch.float32),
+                                                 (torch.float8_e4m3fn, torch.bfloat16)])
+@pytest.mark.parametrize("fp8", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_lora_in_fp8_adds_up_with_others(fp8: torch.dtype, other: torch.dtype, expected: torch.dtype) -> None:
+    first, second = ([part.to(dtype) for part in matrices(24, 40, 4, seed)] for seed, dtype in ((1, other), (2, fp8)))
+    path = side_path([(*first, 1.0), (*second, 0.5)])
+    assert path.up.dtype == path.down.dtype == expected
+    assert torch.equal(path.up.float(), torch.cat([part.float() for part in (first[0], second[0])], dim=1))
+
+
 def test_a_single_lora_is_not_copied_and_strength_zero_is_nothing() -> None:
     up, down = matrices(24, 40, 4, 1)
     path = side_path([(up[..., None, None], down[..., None, None], 1.0), (up, down, 0.0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -174,6 +175,30 @@ def test_the_coverage_line_counts_the_files_keys(models: tuple[Any, Any]) -> Non
         assert torch.equal(velocity(again), velocity(patched))
         with pytest.raises(ValueError, match=r"'c' must be a LoRA for .* but got 1 keys of which none fits"):
             load_lora(model, {"x.lora_up.weight": torch.zeros(2, 2)}, "c", 1.0)
+
+
+def test_weights_that_another_pack_has_packed_take_loras(models: tuple[Any, Any],
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ComfyUI-GGUF does: bytes of another shape in the state dict, and scratch space for the largest weight."""
+    from pack.nodes.loading.bridge_lora import load_lora, logical_shape
+
+    def saved(module: Any, destination: dict, prefix: str, _keep: bool) -> None:
+        destination[f"{prefix}weight"] = torch.zeros(module.out_features, module.in_features // 32 * 18,
+                                                     dtype=torch.uint8, device="meta")
+        destination[f"{prefix}temp.weight"] = torch.zeros(4, 4, device="meta")
+
+    lora, model = lora_for(models[1], 1), models[1].model
+    expected = set(load_lora(models[1], lora, "a", 1.0)[0].patches)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            monkeypatch.setattr(module, "_save_to_state_dict", partial(saved, module))
+    patched, line = load_lora(models[1], lora, "a", 1.0)
+    assert line == f"a: {len(lora)} of {len(lora)} keys matched" and set(patched.patches) == expected
+    packed = torch.zeros(9, dtype=torch.uint8)
+    other = {key: tensor[..., :3] for key, tensor in lora.items() if "lora_" in key}
+    assert logical_shape(model, "diffusion_model.patch_embedding.weight", packed) is None
+    with pytest.raises(ValueError, match=r"must be a LoRA for .* but got \d+ keys of which none fits"):
+        load_lora(models[1], other, "a", 1.0)
 
 
 def test_merging_models_with_packed_weights_is_refused(models: tuple[Any, Any]) -> None:
