@@ -182,11 +182,17 @@ def _run(guider: Any, sampler: MemorySampler, empty: torch.Tensor, seed: int) ->
 
 
 def _check_inputs(model: Any, lacks_negative: bool) -> None:
-    """Raise ValueError for CFG without a negative prompt, and for models that take an image beside the latents (I2V):
-    its frames belong to one clip length."""
+    """Raise ValueError for CFG without a negative prompt, for EasyCache and LazyCache (both compare a forward with the
+    one before, which may be of another chunk or size), and for models that take an image beside the latents (I2V): its
+    frames belong to one clip length."""
     if lacks_negative:
         raise ValueError(message("Clip Sampler: CFG needs a negative prompt", "none", "a conditioning, or cfg 1",
                                  "Connect negative (an empty prompt will do), or set cfg to 1."))
+    cache = model.model_options.get("transformer_options", {}).get("easycache")
+    if cache is not None:
+        name = getattr(cache, "name", "EasyCache")
+        raise ValueError(message(f"Clip Sampler: {name} cannot follow a clip made in chunks", f"a MODEL with {name}",
+                                 "a MODEL without it", f"Disconnect {name}."))
     channels = model.model.diffusion_model.in_dim, model.model.diffusion_model.out_dim
     if channels[0] != channels[1]:
         raise ValueError(message("Clip Sampler needs a causal text-to-video model",

@@ -251,3 +251,16 @@ def test_a_memory_saved_under_any_prefix_can_be_loaded(tmp_path, monkeypatch):
         assert "no such file" in LoadMemory.validate_inputs(outside)
         with pytest.raises(ValueError, match="no such file.*allowed: hero_00001_.safetensors, heroes/anna_00001_"):
             LoadMemory.EXECUTE_NORMALIZED(file=outside)
+
+
+@pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
+def test_caches_of_forwards_are_refused_before_anything_is_sampled(model, positive, name):
+    from comfy.patcher_extension import WrappersMP
+    from comfy_extras import nodes_easycache
+
+    begun = []
+    cached = getattr(nodes_easycache, f"{name}Node").execute(model, 0.2, 0.15, 0.95, False).args[0]
+    cached.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "begun", lambda *_args, **_options: begun.append(0))
+    with pytest.raises(ValueError, match=f"{name} cannot follow a clip made in chunks, .*Disconnect {name}"):
+        sample(cached, fresh(), positive, clip_seconds=3.0)
+    assert not begun

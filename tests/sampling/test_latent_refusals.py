@@ -169,3 +169,12 @@ def test_an_eye_that_the_model_has_not():
     assert "no eye for CLIP Vision" in report
     _, _, report = sample(I2V, memory_of(I2V), **options)
     assert "CLIP" not in report
+
+
+def test_easycache_may_follow_an_ordinary_clip():
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    cached = EasyCacheNode.execute(model("i2v"), 0.2, 0.15, 0.95, False).args[0]
+    latent, _, _ = sample(I2V, memory_of(I2V), model=cached, vae=blocks_vae(I2V), start_image=picture(),
+                          sampler=euler())
+    assert latent["samples"].isfinite().all()
