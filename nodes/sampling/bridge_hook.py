@@ -30,7 +30,7 @@ class MemoryHook:
     forward that only reads. rests_in_ram: K/V come from RAM layer by layer, and collected ones go there.
     clean: latents at the start of the chunk that are given (their timestep is 0). whole_timesteps: as in Preset.
     prompt: tokens [n, D] that stand in for the positive prompt of a collecting forward, or None.
-    collected: per kind of prompt the collected layers, one list per chunk.
+    collected: per kind of prompt the collected layers by their number, one dict per chunk.
     """
 
     remembered: tuple[BlockKV, ...] = ()
@@ -42,7 +42,7 @@ class MemoryHook:
     clean: int = 0
     whole_timesteps: bool = False
     prompt: torch.Tensor | None = None
-    collected: dict[int, list[list[LayerKV]]] = field(default_factory=dict)
+    collected: dict[int, list[dict[int, LayerKV]]] = field(default_factory=dict)
     _prefetches: dict[tuple[int, ...], LayerPrefetch] = field(default_factory=dict)
 
     def look_at(self, remembered: tuple[BlockKV, ...], negative: tuple[BlockKV, ...], positions: tuple[int, ...],
@@ -59,7 +59,8 @@ class MemoryHook:
 
     def caches(self, kind: int) -> tuple[BlockKV, ...]:
         """What the last collecting forward stored under that kind of prompt."""
-        return tuple(BlockKV(tuple(layers)) for layers in self.collected.get(kind, []) if layers)
+        return tuple(BlockKV(tuple(layers[i] for i in sorted(layers)))
+                     for layers in self.collected.get(kind, []) if layers)
 
     def clear(self) -> None:
         """Hold nothing any more: the hook outlives its run in the clone of the MODEL."""
@@ -86,7 +87,9 @@ class MemoryHook:
         if self.clean:
             timestep = timestep.reshape(-1, 1).repeat(1, x.shape[2])  # [B, n]
             timestep[:, :self.clean] = 0
-        return executor(x, timestep, self._prompted(context, kinds), clip_fea, None, options, **kwargs)
+        out = executor(x, timestep, self._prompted(context, kinds), clip_fea, None, options, **kwargs)
+        self._check_collected(len(executor.class_obj.blocks))
+        return out
 
     def _check(self, kinds: tuple[int, ...], batch: int, time_dim_concat: Any) -> None:
         if len(set(kinds)) < len(kinds) or (self.precisions and any(kind in self.collected for kind in kinds)):
@@ -100,7 +103,17 @@ class MemoryHook:
             raise ValueError(message("Clip Sampler: the conditioning adds frames to the chunk", "time_dim_concat",
                                      "a conditioning of text alone", "Take the subject images out of it."))
         for kind in kinds if self.precisions else ():
-            self.collected[kind] = [[] for _ in self.precisions]
+            self.collected[kind] = [{} for _ in self.precisions]
+
+    def _check_collected(self, blocks: int) -> None:
+        """Raise ValueError where a block of the model has handed out no K/V: the next chunks could not attend in it."""
+        stored = [layers for chunks in self.collected.values()
+                  for precision, layers in zip(self.precisions, chunks, strict=True) if precision is not None]
+        missing = next((block for block in range(blocks) if any(block not in layers for layers in stored)), None)
+        if missing is not None:
+            raise ValueError(message("Clip Sampler remembers what every block of the model attends to",
+                                     f"no keys and values of block {missing}", f"all blocks, 0 to {blocks - 1}",
+                                     f"Another node skips block {missing} or replaces the attention: disconnect it."))
 
     def _prompted(self, context: torch.Tensor, kinds: tuple[int, ...]) -> torch.Tensor:
         """context [B, L, D] with `prompt` in its positive row; as it is where that is of another text encoder."""
@@ -133,15 +146,15 @@ class MemoryHook:
             if calls > 1:
                 return attend(q, k, v, heads, **kwargs)
             if self.precisions:
-                self._collect(kinds, unrotate(_by_head(k, heads), table), _by_head(v, heads))
+                self._collect(layer, kinds, unrotate(_by_head(k, heads), table), _by_head(v, heads))
             if self.remembered:
                 k, v = self._recall(layer, kinds, k, v, memory_table)
             return attend(q, k, v, heads, **kwargs)
 
         return override
 
-    def _collect(self, kinds: tuple[int, ...], k: torch.Tensor, v: torch.Tensor) -> None:
-        """k, v [B, S, H, D] of one layer; S is a whole number of tokens per chunk."""
+    def _collect(self, layer: int, kinds: tuple[int, ...], k: torch.Tensor, v: torch.Tensor) -> None:
+        """k, v [B, S, H, D] of this layer; S is a whole number of tokens per chunk."""
         parts = len(self.precisions)
         for row, kind in enumerate(kinds):
             chunks = zip(self.precisions, k[row:row + 1].chunk(parts, 1), v[row:row + 1].chunk(parts, 1),
@@ -149,7 +162,7 @@ class MemoryHook:
             for precision, chunk_k, chunk_v, layers in chunks:
                 if precision is not None:
                     kept = pack_layer(chunk_k, chunk_v, precision)
-                    layers.append(kept.to("cpu") if self.rests_in_ram else kept)
+                    layers[layer] = kept.to("cpu") if self.rests_in_ram else kept
 
     def _recall(self, layer: int, kinds: tuple[int, ...], k: torch.Tensor, v: torch.Tensor,
                 table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -150,3 +150,44 @@ def test_batch_is_refused(wan, inputs):
     chunks, context = inputs
     with pytest.raises(ValueError, match="one film at a time.*batch of 2.*batch 1"):
         run_chunks(wan, [chunks[0].repeat(2, 1, 1, 1, 1)], (0,), context.repeat(2, 1, 1))
+
+
+def skipping(block):
+    """What a node that leaves out a block of the model sets."""
+    return {"patches_replace": {"dit": {("double_block", block): lambda args, extra: {"img": args["img"]}}}}
+
+
+def without_core_attention(monkeypatch):
+    """What a node that puts its own function in place of core's attention does: overrides are not asked."""
+    import comfy.ldm.wan.model as module
+
+    core = module.optimized_attention
+
+    def theirs(q, k, v, heads, **kwargs):
+        kwargs["transformer_options"] = {}
+        return core(q, k, v, heads, **kwargs)
+
+    monkeypatch.setattr(module, "optimized_attention", theirs)
+
+
+@pytest.mark.parametrize("block", [1, 2, None])
+def test_a_block_that_hands_out_no_keys_is_named(wan, inputs, block, monkeypatch):
+    chunks, context = inputs
+    if block is None:
+        without_core_attention(monkeypatch)
+    missing = block or 0
+    with pytest.raises(ValueError, match=f"got no keys and values of block {missing}; allowed: all blocks, 0 to 2. "
+                                         f"Another node skips block {missing} or replaces the attention"):
+        run_chunks(wan, chunks[:2], (0, 700), context, user_options=skipping(block) if block else None)
+
+
+def test_keys_are_kept_by_the_number_of_their_block_in_whatever_order_they_come():
+    from pack.nodes.sampling.bridge_hook import MemoryHook
+
+    hook, empty = MemoryHook(), torch.zeros(1, TOKENS, 2, 128)
+    hook.collect(("model",))
+    hook.collected[0] = [{}]
+    for layer in (2, 0, 1):
+        hook._collect(layer, (0,), empty + layer, empty)
+    kept = [layer.unpack(empty.dtype, empty.device)[0].max() for layer in hook.caches(0)[0].layers]
+    assert kept == [0, 1, 2]
