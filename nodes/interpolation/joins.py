@@ -93,12 +93,9 @@ class EvenJoins(Straight):
 
     def __init__(self, joins: Sequence[Join], motion: Motion, interpolate: Interpolator | None,
                  seams: list[Seam]) -> None:
+        super().__init__(join.start for join in joins if join.is_cut)
         self.ahead, self.motion, self.interpolate, self.seams = list(joins), motion, interpolate, seams
-        self.cuts = {join.start for join in joins if join.is_cut}
         self.span = Span(0, [0.0])  # the one smoothed last
-
-    def starts_shot(self, index: int) -> bool:
-        return index in self.cuts
 
     def __call__(self, step: Step, window: FrameWindow) -> Step:
         while self.ahead and step.index >= self._left(self.ahead[0], REACH):

@@ -51,7 +51,10 @@ class LoadRife(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str) -> bool | str:
+    def validate_inputs(cls, model_name: str | None) -> bool | str:
+        """A name that comes over a link is None here and is checked when it is used."""
+        if model_name is None:
+            return True
         try:
             find_weights(model_name, weight_folders())
         except ValueError as error:

@@ -84,16 +84,20 @@ class FrameWindow:
 
 
 class Straight:
-    """The path of a film whose steps stay where they are. behind: frames kept before the current one."""
+    """The path of a film whose steps stay where they are. behind: frames kept before the current one. cuts: source
+    frames that are known to start a shot."""
 
     behind = 0
+
+    def __init__(self, cuts: Iterable[int] = ()) -> None:
+        self.cuts = set(cuts)
 
     def __call__(self, step: Step, window: FrameWindow) -> Step:
         return step
 
     def starts_shot(self, index: int) -> bool:
         """True where it is known that a new shot starts at source frame `index`."""
-        return False
+        return index in self.cuts
 
 
 def exact_fps(fps: float | Fraction) -> Fraction:
@@ -167,10 +171,17 @@ def _made(waiting: list[torch.Tensor | Between], interpolate: Interpolator, tall
 def retime_images(
     images: torch.Tensor, source_fps: float, target_fps: float, interpolate: Interpolator, progress: Progress
 ) -> torch.Tensor:
-    """A batch of images [N, H, W, 3] at another rate: [M, H, W, 3] float32 on the CPU, M as output_count says."""
+    """A batch of images [N, H, W, 3] at another rate: [M, H, W, 3] float32 on the CPU, M as output_count says.
+
+    A fourth channel, transparency, is left away.
+    """
     if not len(images):
         raise ValueError(message("Interpolate Frames (RIFE) needs images", "none", "one image or more",
                                  "Connect a batch of images that is not empty."))
+    if images.ndim != 4 or images.shape[-1] not in (3, 4):
+        raise ValueError(message("Interpolate Frames (RIFE) needs images with colours", tuple(images.shape),
+                                 "[frames, height, width, 3]", "Connect IMAGE, for example from VAE Decode."))
+    images = images[..., :3]
     source, target = exact_fps(source_fps), exact_fps(target_fps)
     out = torch.empty(output_count(len(images), source, target), *images.shape[1:])
     frames = retime(images.cpu(), len(images), source, target, interpolate, Tally())

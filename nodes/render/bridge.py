@@ -6,23 +6,15 @@ import re
 import time
 from typing import Any
 
-import folder_paths
 from comfy_execution.progress import ProgressHandler, add_progress_handler
 
 from ..budget.learned import FILE, clip_seconds, read_records
 from ..common.compat import node_progress, user_folder
 from ..common.types import RenderPlan
-from ..video.places import SUBFOLDER
-from ..video.run_folder import RunFolder, open_folder
+from ..video.run_folder import RunFolder
 from .report import FilmClock
 
 SAY_EVERY_S = 0.5
-
-
-def open_run(run_name: str) -> RunFolder:
-    """The run folder of this name, where ComfyUI's settings say."""
-    named = folder_paths.folder_names_and_paths.get(SUBFOLDER, ([],))[0]
-    return open_folder(folder_paths.get_output_directory(), named, run_name)
 
 
 def clip_times(run: RunFolder, plan: RenderPlan) -> list[float]:

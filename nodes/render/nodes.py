@@ -19,9 +19,10 @@ from ..common.compat import (
 from ..common.digest import patcher_key, value_key
 from ..common.types import PromptTimeline, RenderPlan, VideoMemory
 from ..prompts.timeline import re_resolve
+from ..video.bridge_runs import changes, open_run
 from ..video.places import run_path
 from ..video.run_folder import RunFolder
-from .bridge import clip_times, open_run, show_progress
+from .bridge import clip_times, show_progress
 from .choice import REGENERATE, Again, Choice, choose
 from .expansion import Film, Sources, expand
 from .report import FilmClock, status
@@ -102,8 +103,7 @@ class RenderShort(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, run_name: str | None, **_others: object) -> int:
         """Another number after files of the folder were changed or deleted by somebody else: then look again."""
-        run = open_run(run_name or "linked")
-        return run.seen.changes(run.path)
+        return changes(run_name)
 
     @classmethod
     def execute(cls, model, clip, vae, memory: VideoMemory, timeline: PromptTimeline, plan: RenderPlan, seed: int,

@@ -13,7 +13,6 @@ from typing import Any
 
 import av
 import comfy.model_management as mm
-import folder_paths
 import torch
 from safetensors import SafetensorError
 
@@ -29,17 +28,10 @@ from .bridge_decode import decode_frames, frames_of_latents, is_exact_in_tiles, 
 from .clip_files import latent_digest, load_latent, save_latent
 from .encode import write_ffv1
 from .lock import LOCKS
-from .places import SUBFOLDER
-from .run_folder import RunFolder, Take, open_folder
+from .run_folder import RunFolder, Take
 
 NATIVE_FPS = {48: 24.0}  # by latent channels: Wan 2.2 TI2V was trained at 24 fps, every 16-channel Wan at 16
 OTHER_FPS = 16.0
-
-
-def open_run(run_name: str) -> RunFolder:
-    """The run folder of this name, where ComfyUI's settings say."""
-    named = folder_paths.folder_names_and_paths.get(SUBFOLDER, ([],))[0]
-    return open_folder(folder_paths.get_output_directory(), named, run_name)
 
 
 def running_prompt() -> str:
@@ -129,15 +121,16 @@ def clip_fps(memory: VideoMemory | None, plan: RenderPlan | None, latent: dict[s
 
 
 def resume_clip(run: RunFolder, index: int, fingerprint: str, keeps: str,
-                plan: RenderPlan | None) -> tuple[dict, VideoMemory]:
-    """The LATENT of a clip that is safe in the folder and the memory after it, resting where the plan says.
+                plan: RenderPlan | None) -> tuple[dict, VideoMemory | None]:
+    """The LATENT of a clip that is safe in the folder and the memory saved after it, if any, where the plan wants it.
 
     A clip that the folder holds under `keeps` alone is kept, and from now on was made from `fingerprint`.
     """
-    if keeps and not run.is_sampled(index, fingerprint):
+    if keeps and not run.is_sampled(index, fingerprint, with_memory=False):
         run.rename(index, keeps, fingerprint)
-    latent, memory = load_clip(run, index, True, fingerprint)
-    return latent, memory if plan is None else placed(memory, plan.spec.placement)
+    with_memory = run.is_sampled(index, fingerprint)
+    latent, memory = load_clip(run, index, with_memory, fingerprint)
+    return latent, placed(memory, plan.spec.placement) if plan and memory else memory
 
 
 def _video_key(vae: Any, memory: VideoMemory | None, plan: RenderPlan | None, fps: float) -> str:

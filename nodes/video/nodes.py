@@ -13,7 +13,8 @@ from ..common.compat import (
     schema,
 )
 from ..common.types import VideoClips
-from .bridge import disk_errors, load_clip, open_run, reserve_clip, resume_clip, save_clip
+from .bridge import disk_errors, load_clip, reserve_clip, resume_clip, save_clip
+from .bridge_runs import changes, open_run, saved_takes
 from .places import run_path
 
 RUN_TIP = "The film's folder inside output/videomemory. Clips already finished there are not decoded again."
@@ -75,15 +76,14 @@ class SaveClip(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, run_name: str | None, **_others: object) -> int:
         """Another number after files of the folder were changed or deleted by somebody else: then look again."""
-        run = open_run(run_name or "linked")
-        return run.seen.changes(run.path)
+        return changes(run_name)
 
     @classmethod
     def check_lazy_status(cls, run_name: str, clips=None, fingerprint: str = "", keeps: str = "",
                           **inputs: object) -> list[str]:
-        """A clip that is safe in the folder needs no sampler: its latents and its memory are read from there."""
+        """A clip that is safe in the folder needs no sampler: its latents and a connected memory are read there."""
         index, run = len(clips.records) if clips else 0, open_run(run_name)
-        if any(word and run.is_sampled(index, word) for word in (fingerprint, keeps)):
+        if any(word and run.is_sampled(index, word, "memory" in inputs) for word in (fingerprint, keeps)):
             return []
         reserve_clip(run, index, node_id(cls), fingerprint)
         return [name for name in ("samples", "memory") if name in inputs and inputs[name] is None]
@@ -130,10 +130,9 @@ class LoadClip(io.ComfyNode):
         return _check_run_name(run_name)
 
     @classmethod
-    def fingerprint_inputs(cls, run_name: str, clip_index: int, **_others: object) -> str:
-        run = open_run(run_name)
-        take = run.newest(clip_index)
-        return f"{run.seen.changes(run.path)} {take.digest} {sorted(take.files)}" if take else ""
+    def fingerprint_inputs(cls, run_name: str | None, clip_index: int | None, **_others: object) -> str:
+        """What lies in the folder for this clip; of what comes over a link, all that it could mean."""
+        return f"{changes(run_name)} {saved_takes(run_name, clip_index)}"
 
     @classmethod
     def execute(cls, run_name: str, clip_index: int, with_memory: bool) -> io.NodeOutput:

@@ -68,10 +68,11 @@ class RunFolder:
         """The newest take of clip `index` made from `fingerprint` whose latents are safe, finished or not."""
         return self._find(index, lambda take: take.fingerprint == fingerprint and "latents" in self.intact(take))
 
-    def is_sampled(self, index: int, fingerprint: str) -> bool:
-        """True when the latents of clip `index` from `fingerprint` and the memory after it are safe: no sampling."""
+    def is_sampled(self, index: int, fingerprint: str, with_memory: bool = True) -> bool:
+        """True when the latents of clip `index` from `fingerprint` and, where one is asked for, the memory after it are
+        safe: no sampling."""
         take = self.saved(index, fingerprint)
-        return take is not None and "memory" in self.intact(take)
+        return take is not None and (not with_memory or "memory" in self.intact(take))
 
     def newest(self, index: int) -> Take | None:
         """The newest take of clip `index` that has latents, whatever they look like: what Load Clip opens."""

@@ -60,6 +60,10 @@ class SeenFiles:
         self._changes[folder] = self._changes.get(folder, 0) + bool(changed)
         return self._changes[folder]
 
+    def changes_anywhere(self) -> int:
+        """The same of all folders together: for a node that does not know yet which folder is meant."""
+        return sum(self.changes(folder) for folder in {path.parent for path in self._known} | set(self._changes))
+
     def tell(self, folder: Path, sentence: str) -> None:
         """Keep a sentence for the next report about this folder."""
         self._news.setdefault(folder, []).append(sentence)

@@ -20,7 +20,7 @@ from ..common.errors import message
 from ..common.progress import Progress
 from ..common.types import ClipRecord
 from ..interpolation.joins import EvenJoins, faded, joins_of
-from ..interpolation.retime import Interpolator, Tally, exact_fps, output_count, retime
+from ..interpolation.retime import Interpolator, Straight, Tally, exact_fps, output_count, retime
 from ..interpolation.seams import describe, difference_motion
 from .encode import read_frames, to_uint8
 
@@ -99,10 +99,10 @@ def film_frames(
 
 def _joined(plan: FilmPlan, interpolate: Interpolator | None, tally: Tally, seams: str) -> Iterator[torch.Tensor]:
     """The clips' frames at the film's rate, with their joins as chosen."""
-    frames, path = clip_frames(plan.records), None
-    known = [record.cuts for record in plan.records]
+    frames, known = clip_frames(plan.records), [record.cuts for record in plan.records]
     cuts = [clip for clip in range(1, len(known)) if known[clip] > known[clip - 1]]
     joins = joins_of([record.frames for record in plan.records], cuts)
+    path = Straight(join.start for join in joins if join.is_cut)
     motion = interpolate.motion if interpolate else difference_motion
     if seams == "crossfade":
         frames = faded(frames, joins, motion, tally.seams)

@@ -56,6 +56,19 @@ def test_no_images_are_refused(nodes, rife):
         nodes.InterpolateFrames.execute(torch.zeros(0, 64, 64, 3), rife, 8.0, 24.0)
 
 
+def test_transparency_is_left_away_and_other_channels_are_refused(nodes, rife):
+    images = torch.rand(2, 64, 64, 4)
+    made = nodes.InterpolateFrames.execute(images, rife, 8.0, 16.0).args[0]
+    assert torch.equal(made, nodes.InterpolateFrames.execute(images[..., :3], rife, 8.0, 16.0).args[0])
+    for wrong in (torch.rand(2, 64, 64, 1), torch.rand(2, 64, 64)):
+        with pytest.raises(ValueError, match=r"needs images with colours.*\[frames, height, width, 3\]"):
+            nodes.InterpolateFrames.execute(wrong, rife, 8.0, 16.0)
+
+
+def test_a_name_over_a_link_is_checked_when_it_is_used(nodes):
+    assert nodes.LoadRife.validate_inputs(None) is True
+
+
 def test_model_can_be_unloaded_and_comes_back(rife):
     import comfy.model_management as mm
 

@@ -106,6 +106,13 @@ def test_a_scene_cut_that_the_memory_knows_is_left_though_it_looks_like_a_stutte
     assert greys[12:19] == [18, 20, 21, 21, 21, 22, 24]
 
 
+@pytest.mark.parametrize("seams", ["smooth", "crossfade", "off"])
+def test_nothing_is_put_between_two_scenes_that_look_alike(tmp_path, seams):
+    first, second = grey_clips(tmp_path, 0, 50, frames=8)
+    greys, tally = film_of((first, replace(second, cuts=1)), seams, fps=16.0)
+    assert greys[14:17] == [21, 21, 50] and tally.cuts == 1
+
+
 def test_crossfade_blends_the_joins_but_cuts(tmp_path):
     greys, tally = film_of(grey_clips(tmp_path, 0, 30, 150, frames=8), "crossfade")
     assert greys[:4] == [0, 3, 6, 9] and greys[3:13] == sorted(greys[3:13]) and greys[12:16] == [42, 45, 48, 51]
