@@ -82,6 +82,11 @@ def user_folder() -> Path:
     return Path(folder_paths.get_user_directory()) / "videomemory"
 
 
+def output_places(key: str) -> tuple[str, list[str]]:
+    """ComfyUI's output folder, and the folders that the user has named under `key` in extra_model_paths.yaml."""
+    return folder_paths.get_output_directory(), folder_paths.folder_names_and_paths.get(key, ([],))[0]
+
+
 def models_bytes(device: Any) -> int:
     """Bytes that ComfyUI's models hold on a device."""
     return int(sum(loaded.model_loaded_memory() for loaded in comfy.model_management.current_loaded_models

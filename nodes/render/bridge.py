@@ -9,12 +9,18 @@ from typing import Any
 from comfy_execution.progress import ProgressHandler, add_progress_handler
 
 from ..budget.learned import FILE, clip_seconds, read_records
-from ..common.compat import node_progress, user_folder
+from ..common.compat import node_progress, output_places, user_folder
 from ..common.types import RenderPlan
-from ..video.run_folder import RunFolder
+from ..video.places import SUBFOLDER
+from ..video.run_folder import RunFolder, open_folder
 from .report import FilmClock
 
 SAY_EVERY_S = 0.5
+
+
+def open_run(run_name: str) -> RunFolder:
+    """The run folder of this name, where ComfyUI's settings say."""
+    return open_folder(*output_places(SUBFOLDER), run_name)
 
 
 def clip_times(run: RunFolder, plan: RenderPlan) -> list[float]:

@@ -14,15 +14,16 @@ from ..common.compat import (
     field,
     io,
     node_progress,
+    output_places,
     schema,
 )
 from ..common.digest import patcher_key, value_key
 from ..common.types import PromptTimeline, RenderPlan, VideoMemory
 from ..prompts.timeline import re_resolve
-from ..video.bridge_runs import changes, open_run
-from ..video.places import run_path
+from ..video.places import SUBFOLDER, run_path
 from ..video.run_folder import RunFolder
-from .bridge import clip_times, show_progress
+from ..video.runs import changes
+from .bridge import clip_times, open_run, show_progress
 from .choice import REGENERATE, Again, Choice, choose
 from .expansion import Film, Sources, expand
 from .report import FilmClock, status
@@ -103,7 +104,7 @@ class RenderShort(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, run_name: str | None, **_others: object) -> int:
         """Another number after files of the folder were changed or deleted by somebody else: then look again."""
-        return changes(run_name)
+        return changes(*output_places(SUBFOLDER), run_name)
 
     @classmethod
     def execute(cls, model, clip, vae, memory: VideoMemory, timeline: PromptTimeline, plan: RenderPlan, seed: int,

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..budget.watch import watched
-from ..common.compat import other_models_bytes, user_folder
+from ..common.compat import other_models_bytes, output_places, user_folder
 from ..common.digest import patcher_key
 from ..common.errors import message
 from ..common.progress import Progress
@@ -28,10 +28,16 @@ from .bridge_decode import decode_frames, frames_of_latents, is_exact_in_tiles, 
 from .clip_files import latent_digest, load_latent, save_latent
 from .encode import write_ffv1
 from .lock import LOCKS
-from .run_folder import RunFolder, Take
+from .places import SUBFOLDER
+from .run_folder import RunFolder, Take, open_folder
 
 NATIVE_FPS = {48: 24.0}  # by latent channels: Wan 2.2 TI2V was trained at 24 fps, every 16-channel Wan at 16
 OTHER_FPS = 16.0
+
+
+def open_run(run_name: str) -> RunFolder:
+    """The run folder of this name, where ComfyUI's settings say."""
+    return open_folder(*output_places(SUBFOLDER), run_name)
 
 
 def running_prompt() -> str:

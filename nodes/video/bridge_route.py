@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import folder_paths
 from aiohttp import web
 
+from ..common.compat import output_places
 from .encode import read_frames
 from .manifest import Take
 from .places import SUBFOLDER, run_path, run_root
@@ -151,5 +151,4 @@ def jpeg_of(path: Path, _sha256: str) -> bytes:
 
 
 def _folder(run_name: str) -> RunFolder:
-    named = folder_paths.folder_names_and_paths.get(SUBFOLDER, ([],))[0]
-    return RunFolder(run_path(run_root(folder_paths.get_output_directory(), named), run_name))
+    return RunFolder(run_path(run_root(*output_places(SUBFOLDER)), run_name))

@@ -10,12 +10,13 @@ from ..common.compat import (
     io,
     node_id,
     node_progress,
+    output_places,
     schema,
 )
 from ..common.types import VideoClips
-from .bridge import disk_errors, load_clip, reserve_clip, resume_clip, save_clip
-from .bridge_runs import changes, open_run, saved_takes
-from .places import run_path
+from .bridge import disk_errors, load_clip, open_run, reserve_clip, resume_clip, save_clip
+from .places import SUBFOLDER, run_path
+from .runs import changes, saved_takes
 
 RUN_TIP = "The film's folder inside output/videomemory. Clips already finished there are not decoded again."
 
@@ -76,7 +77,7 @@ class SaveClip(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, run_name: str | None, **_others: object) -> int:
         """Another number after files of the folder were changed or deleted by somebody else: then look again."""
-        return changes(run_name)
+        return changes(*output_places(SUBFOLDER), run_name)
 
     @classmethod
     def check_lazy_status(cls, run_name: str, clips=None, fingerprint: str = "", keeps: str = "",
@@ -132,7 +133,8 @@ class LoadClip(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, run_name: str | None, clip_index: int | None, **_others: object) -> str:
         """What lies in the folder for this clip; of what comes over a link, all that it could mean."""
-        return f"{changes(run_name)} {saved_takes(run_name, clip_index)}"
+        places = output_places(SUBFOLDER)
+        return f"{changes(*places, run_name)} {saved_takes(*places, run_name, clip_index)}"
 
     @classmethod
     def execute(cls, run_name: str, clip_index: int, with_memory: bool) -> io.NodeOutput:

@@ -12,18 +12,19 @@ pytestmark = pytest.mark.comfy
 def save(tmp_path, monkeypatch):
     """save(run name, index, content): a finished clip of that run, in a session that has seen nothing yet."""
     import folder_paths
-    from pack.nodes.video import bridge_runs, run_folder
+    from pack.nodes.video import run_folder, runs
+    from pack.nodes.video.bridge import open_run
     from pack.nodes.video.clip_files import save_latent
     from pack.nodes.video.encode import write_ffv1
     from pack.nodes.video.seen import SeenFiles
 
     seen = SeenFiles()
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
-    monkeypatch.setattr(bridge_runs, "SEEN", seen)
+    monkeypatch.setattr(runs, "SEEN", seen)
     monkeypatch.setattr(run_folder.RunFolder.__init__, "__defaults__", (seen,))
 
     def save(name: str, index: int, content: str):
-        run = bridge_runs.open_run(name)
+        run = open_run(name)
         take = run.begin(index, content, f"digest of {content}")
         latent = {"samples": torch.rand(1, 16, 2, 4, 4), "fps": 16.0}
         take = run.put(take, "latents", lambda path: save_latent(latent, path))
