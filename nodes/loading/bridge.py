@@ -21,7 +21,7 @@ from .bridge_place import find_place, refuse_unplaced
 from .bridge_save import SOURCE
 from .codecs import WEIGHTS, stored_form
 from .plan import MIN_BYTES, LayerPlan, plan_layers
-from .report import describe_load, describe_original
+from .report import describe_load, describe_original, describe_unused
 from .streaming import map_weights, read_weights, read_weights_cached
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,10 @@ def load_packed(checkpoint: formats.Checkpoint, weights: str, min_bytes: int, pr
                 ) -> tuple[comfy.model_patcher.ModelPatcher, str]:
     """load_diffusion_model for a file that is recognised and not left to ComfyUI."""
     place = find_place(checkpoint)
+    unused = describe_unused(place.unused)
+    if unused:
+        log.warning("VideoMemory: %s: %s", checkpoint.path.name, unused)
+    checkpoint = checkpoint.without(place.unused)
     plan = plan_layers(checkpoint, min_bytes, weights, place.linears)
     options = {"custom_operations": QuantOperations, "dtype": place.dtype}
     load = comfy.sd.load_diffusion_model_state_dict
@@ -55,7 +59,7 @@ def load_packed(checkpoint: formats.Checkpoint, weights: str, min_bytes: int, pr
     loaded = load(state, model_options=options, metadata=dict(checkpoint.metadata), **extra)
     model = QuantPatcher(loaded.model, loaded.load_device, loaded.offload_device)
     model.set_attachments(SOURCE, {"name": checkpoint.path.name, "metadata": checkpoint.metadata})
-    return model, describe_load(checkpoint, plan, model.model_size()) + line
+    return model, "\n".join(filter(None, (describe_load(checkpoint, plan, model.model_size()), unused, line)))
 
 
 def _read(checkpoint: formats.Checkpoint, plan: LayerPlan, device: torch.device, progress: Progress,
@@ -64,7 +68,7 @@ def _read(checkpoint: formats.Checkpoint, plan: LayerPlan, device: torch.device,
     if not cache:
         return read_weights(checkpoint, plan, device, progress), ""
     state, line = read_weights_cached(checkpoint, plan, device, progress)
-    return state, f"\n{line}"
+    return state, line
 
 
 def check_weights(weights: str) -> None:
@@ -81,6 +85,8 @@ def _load_original_model(path: str) -> tuple[comfy.model_patcher.ModelPatcher, s
     if checkpoint is None or checkpoint.is_plain:
         model = comfy.sd.load_diffusion_model(path)
         return model, describe_original(Path(path), model.model_size())
+    if checkpoint.is_renamed:
+        find_place(checkpoint)  # refuses what ComfyUI's own loader refuses
     model = comfy.sd.load_diffusion_model_state_dict(map_weights(checkpoint), metadata=dict(checkpoint.metadata))
     refuse_unplaced(model, checkpoint)
     return model, describe_original(checkpoint.path, model.model_size(), checkpoint.note)

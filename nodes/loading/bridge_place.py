@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,14 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 @dataclass(frozen=True)
 class Place:
-    """dtype: what the model computes in. linears: the names, in the file, of the weights of linear layers."""
+    """dtype: what the model computes in. linears: the names, in the file, of the weights of linear layers.
+
+    unused: the file's tensors that ComfyUI's model has no place for, and what belongs to them.
+    """
 
     dtype: torch.dtype
     linears: frozenset[str]
+    unused: tuple[str, ...]
 
 
 def find_place(checkpoint: Checkpoint) -> Place:
@@ -44,8 +48,19 @@ def find_place(checkpoint: Checkpoint) -> Place:
     refuse_other_shapes({name: placed.get(name) for name in expected}, expected, checkpoint)
     in_file = {id(header): name for name, header in headers.items()}
     linear_names = frozenset(in_file[id(placed[name])] for name in linears)
-    refuse_stored_elsewhere(linear_names, checkpoint)
-    return Place(dtype, linear_names)
+    homes = {*expected, *(name for name, _ in inner.named_buffers())}
+    lost = [in_file[id(header)] for name, header in placed.items() if name not in homes and id(header) in in_file]
+    refuse_lost(lost, checkpoint)
+    unused = with_parts(lost, [name for name in checkpoint.tensors if name not in headers])
+    refuse_stored_elsewhere(linear_names, checkpoint.without(unused))
+    return Place(dtype, linear_names, unused)
+
+
+def with_parts(weights: Sequence[str], parts: Sequence[str]) -> tuple[str, ...]:
+    """The weights, and those of the parts of packed weights and of scales that belong to them."""
+    layers = {name.removesuffix(".weight") for name in weights}
+    return (*weights, *(name for name in parts
+                        if name.rpartition(".weight.")[0] in layers or name.rpartition(".")[0] in layers))
 
 
 def compute_dtype(checkpoint: Checkpoint, supported: list[torch.dtype]) -> torch.dtype:
@@ -62,6 +77,16 @@ def refuse_incomplete(missing: list[str], checkpoint: Checkpoint) -> None:
         raise ValueError(message(
             f"'{checkpoint.path}' must hold a whole {checkpoint.family.title}",
             f"a file without {', '.join(missing[:3])}", "all tensors of the model", "Download it again."))
+
+
+def refuse_lost(lost: Sequence[str], checkpoint: Checkpoint) -> None:
+    """Raise ValueError where a model in diffusers' names has layers that ComfyUI's has not: it is another model."""
+    if lost and checkpoint.is_renamed:
+        raise ValueError(message(
+            f"'{checkpoint.path}' must be a {checkpoint.family.title} of ComfyUI's kinds",
+            f"one with {len(lost)} tensors that ComfyUI has no place for, the first named {lost[0]}",
+            "models in diffusers' names whose every tensor has a place",
+            "Load it with the node pack that was made for it, or choose another file."))
 
 
 def refuse_unplaced(place: Any, checkpoint: Checkpoint) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,7 @@ class Header:
 class Checkpoint:
     """A recognised file. tensors: by ComfyUI's names, without the prefix. note: how it is wrapped, for the report.
 
-    is_plain: ComfyUI would read it from the path alone.
+    is_plain: ComfyUI would read it from the path alone. is_renamed: the file has diffusers' names.
     """
 
     path: Path
@@ -44,6 +44,11 @@ class Checkpoint:
     metadata: dict[str, str]
     note: str = ""
     is_plain: bool = True
+    is_renamed: bool = False
+
+    def without(self, names: Collection[str]) -> Checkpoint:
+        """The file as if it had not these tensors."""
+        return replace(self, tensors={name: header for name, header in self.tensors.items() if name not in names})
 
     @property
     def bytes(self) -> int:
@@ -117,7 +122,7 @@ def recognise(path: str | Path, families: tuple[Family, ...]) -> Checkpoint | No
         more, line = ltx_positions(Path(path), tensors)
         metadata, note = metadata | more, f"{note}; {line}"
     return Checkpoint(Path(path), family, tensors, metadata, "; ".join(filter(None, (header.note, note))),
-                      is_safetensors(path) and not is_sharded(path) and not note)
+                      is_safetensors(path) and not is_sharded(path) and not note, is_renamed=bool(note))
 
 
 def family_of(headers: dict[str, TensorHeader], families: tuple[Family, ...]) -> tuple[Family, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from .codecs import CODECS, TITLES
@@ -34,6 +35,11 @@ def describe_load(checkpoint: Checkpoint, plan: LayerPlan, loaded_bytes: int) ->
         size = sum(checkpoint.tensors[name].bytes for name, why in plan.keep.items() if why == reason)
         lines.append(f"as stored: {count} x {reason}, {megabytes(size)}")
     return "\n".join(lines)
+
+
+def describe_unused(names: Sequence[str]) -> str:
+    """The report's line about tensors that were left in the file, or ""."""
+    return f"not used, ComfyUI has no place for it: {len(names)} tensors, first {names[0]}" if names else ""
 
 
 def describe_original(path: Path, loaded_bytes: int, note: str = "") -> str:
