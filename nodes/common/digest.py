@@ -29,9 +29,9 @@ def patcher_key(model: Any) -> str:
 
     The same file gives the same key in every session (ComfyUI's own patches_uuid is random), another LoRA, strength,
     quantisation, shift or setting of a patch gives another. It does not depend on whether the model is loaded: weights
-    into which ComfyUI has baked a LoRA are read from its backup, and the sampling module, which other nodes exchange
-    while it is loaded, counts only as a patch. Cheap: 16 values per tensor. Takes a MODEL, or the patcher of a VAE or
-    CLIP.
+    into which ComfyUI has baked a LoRA are read from its backup, modules that other nodes exchange while it is loaded
+    are those from before, and the sampling module counts only as a patch. Cheap: 16 values per tensor. Takes a MODEL,
+    or the patcher of a VAE or CLIP.
     """
     return _hexdigest(_Look(False).patcher(model))
 
@@ -51,6 +51,25 @@ def _hexdigest(pieces: Iterator[bytes]) -> str:
     for piece in pieces:
         digest.update(piece + b";")
     return digest.hexdigest()[:32]
+
+
+def _collect(module: torch.nn.Module, backup: dict[str, Any], name: str, parts: dict[int, tuple]) -> None:
+    """The modules and their names, without those that object patches put in while the model is loaded."""
+    before = backup.get(name)
+    module = before if isinstance(before, torch.nn.Module) else module
+    if id(module) in parts:
+        return
+    parts[id(module)] = (name, module)
+    for inner, child in module.named_children():
+        _collect(child, backup, f"{name}.{inner}".lstrip("."), parts)
+
+
+def _weights(parts: dict[int, tuple]) -> dict[str, torch.Tensor]:
+    """Not the state dict: GGUF layers give away placeholders there. Of tied weights the first."""
+    found = [(f"{name}.{inner}".lstrip("."), weight) for kind in ("named_parameters", "named_buffers")
+             for name, part in parts.values() for inner, weight in getattr(part, kind)(recurse=False)]
+    first = {id(weight): name for name, weight in reversed(found)}
+    return {name: weight for name, weight in found if first[id(weight)] == name}
 
 
 class _Look:
@@ -108,8 +127,9 @@ class _Look:
 
     def patcher(self, model: Any) -> Iterator[bytes]:
         was, self.inside_model = self.inside_model, True
-        # not the state dict: GGUF layers give away placeholders there
-        weights = dict([*model.model.named_parameters(), *model.model.named_buffers()])
+        parts: dict[int, tuple] = {}
+        _collect(model.model, model.object_patches_backup, "", parts)
+        weights = _weights(parts)
         for name in sorted(weights):
             if not name.startswith("model_sampling.") and ".side_path_" not in name:  # a loaded LoRA counts as a patch
                 yield name.encode()
