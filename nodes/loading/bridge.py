@@ -14,7 +14,7 @@ import torch
 
 from ..common.errors import message
 from ..common.progress import SILENT, Progress
-from . import formats
+from . import formats, fp8
 from .bridge_linear import QuantOperations, show_shapes
 from .bridge_patcher import QuantPatcher
 from .bridge_place import find_place, refuse_unplaced
@@ -97,14 +97,28 @@ def refuse_as_original(path: str) -> None:
 
     Up to 0.3.75 it takes the weights beside comfy_quant tensors for plain fp8: the film would be noise.
     """
-    names = formats.read_header(path).tensors
-    if formats.recognise(path, formats.DIFFUSION_MODELS) is None:
+    header, checkpoint = formats.read_header(path), formats.recognise(path, formats.DIFFUSION_MODELS)
+    names = header.tensors
+    if checkpoint is None:
         formats.refuse_other_kind(path, names)
+    else:
+        _refuse_overlooked(checkpoint, header.metadata.get(formats.QUANTIZATION) if checkpoint.is_plain else None)
     if any(name.endswith(".comfy_quant") for name in names) and not hasattr(comfy.utils, "convert_old_quants"):
         raise ValueError(message(
             f"weights 'original' needs a ComfyUI that reads quantised '{Path(path).name}'",
             "one that knows nothing of its comfy_quant tensors", "ComfyUI 0.3.76 or later, or another kind of weights",
             "Update ComfyUI, or set weights to nf4 or int8."))
+
+
+def _refuse_overlooked(checkpoint: formats.Checkpoint, quantization: str | None) -> None:
+    """Raise ValueError where ComfyUI would take scaled fp8 weights for plain ones. quantization: what the metadata say
+    of them."""
+    scale = fp8.overlooked_scale(checkpoint.tensors, quantization)
+    if scale is not None:
+        raise ValueError(message(
+            f"weights 'original' needs fp8 weights in '{checkpoint.path.name}' whose scales ComfyUI reads",
+            f"{scale}, which it would overlook: the film would be noise",
+            "nf4, int8, nf4_int8 for this file", "Set weights to one of these."))
 
 
 def is_packed(path: str) -> bool:

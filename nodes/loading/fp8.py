@@ -8,6 +8,7 @@ arithmetic in fp8, which is not done here. Sources: ComfyUI's QUANTIZATION.md an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import torch
@@ -35,6 +36,29 @@ def is_part(tensors: Mapping[str, TensorHeader], name: str) -> bool:
         return True
     ending = next((ending for ending in SCALES + UNUSED if name.endswith(ending)), None)
     return ending is not None and f"{name.removesuffix(ending)}.weight" in tensors
+
+
+def overlooked_scale(tensors: Mapping[str, TensorHeader], quantization: str | None) -> str | None:
+    """The name of a scale that ComfyUI's own loader does not read, so that its weight would be noise; else None.
+
+    quantization: the file's metadata of that name, as ComfyUI is given it. Sources: ComfyUI's model_detection.py and
+    ops.py (0.3.75), convert_old_quants (0.3.76): scale_weight is read where the marker is in the file, weight_scale
+    where the metadata or a tensor comfy_quant says so.
+    """
+    listed = set(json.loads(quantization).get("layers", ())) if quantization else set()
+    for name, header in tensors.items():
+        scale = scale_of(tensors, name)
+        if scale is None or header.dtype not in DTYPES:
+            continue
+        if scale.endswith(SCALES[0]):
+            is_read = MARKER in tensors
+        else:
+            layer = name.removesuffix(".weight")
+            is_read = f"{layer}.comfy_quant" in tensors or not listed.isdisjoint(
+                (layer, header.key.removesuffix(".weight")))
+        if not is_read:
+            return scale
+    return None
 
 
 def check(tensors: Mapping[str, TensorHeader], name: str, file: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from pack.nodes.loading import formats, fp8
 from pack.nodes.loading.plan import plan_layers
 from pack.nodes.loading.streaming import read_weights, read_weights_cached
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 CPU = torch.device("cpu")
@@ -186,6 +187,39 @@ def test_tensors_that_this_comfyui_would_overlook_are_refused(bridge: ModuleType
         pytest.skip("this ComfyUI reads them")
     with pytest.raises(ValueError, match=r"'original' needs a ComfyUI that reads .* comfy_quant .* nf4 or int8"):
         bridge.load_diffusion_model(str(tmp_path / "fp8.safetensors"), "original")
+
+
+OVERLOOKED: dict[str, tuple[str, tuple[str, ...]]] = {  # style of the file, what is changed
+    "weight_scale that nothing speaks of": ("metadata", ("metadata",)),
+    "weight_scale beside a marker": ("metadata", ("metadata", "marker")),
+    "scale_weight without the marker": ("scaled_fp8", ("scaled_fp8",)),
+    "scale_weight per row without it": ("scaled_fp8 per row", ("scaled_fp8",)),
+    "one layer that the metadata forget": ("metadata", (f'"{NAME}"',)),
+}
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("how", OVERLOOKED)
+def test_scales_that_core_would_overlook_are_refused(bridge: ModuleType, dit: Path, tmp_path: Path, how: str,
+                                                     prefix: str) -> None:
+    from pack.nodes.loading.bridge_checkpoint import load_checkpoint
+
+    (style, without), path = OVERLOOKED[how], tmp_path / "fp8.safetensors"
+    fp8_file(dit, path, style)
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata() or {})
+    state = {prefix + name: tensor for name, tensor in load_file(path).items() if name not in without}
+    if "metadata" in without:
+        metadata = {}
+    if "marker" in without:
+        state[f"{prefix}scaled_fp8"] = torch.zeros(0, dtype=E4)
+    save_file(state, path, {key: value.replace(without[0], '"x"') for key, value in metadata.items()})
+    for load in (bridge.load_diffusion_model, load_checkpoint):
+        with pytest.raises(ValueError, match=r"'original' needs fp8 weights in 'fp8.safetensors' whose scales ComfyUI "
+                                             r"reads, but got blocks.* overlook.*allowed: nf4, int8, nf4_int8"):
+            load(str(path), "original")
+    assert "int8: " in bridge.load_diffusion_model(str(path), "int8", min_bytes=200_000)[1]
 
 
 @torch.no_grad()
