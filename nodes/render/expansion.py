@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from ..common.types import MemorySpec, PromptTimeline, RenderPlan, VideoMemory
 from ..memory.state import film_digest
+from ..sampling.presets import find_preset
 from .choice import Choice, short
 
 Link = list  # [node id, output slot]
 AddNode = Callable[..., Callable[[int], Link]]  # (class_type, id, **inputs) -> output(slot)
+UNNAMED = {"label": "My checkpoint", "tested_with": "the user's own recipe"}  # a Custom Checkpoint Recipe as it comes
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Film:
     """Everything that decides what a film looks like, apart from its texts.
 
     model_key, clip_key, vae_key: digests of weights and patches (digest.patcher_key). memory: what it starts with.
-    others, first: digests of further inputs of Clip Sampler by name, of every clip and of the first one alone.
+    others, first: digests of further inputs of Clip Sampler by name, of every clip and of the first one alone; of
+    others those that count (render.counted). given: of others all that there are, by which earlier films were named.
     """
 
     model_key: str
@@ -37,6 +40,7 @@ class Film:
     carry_memory: bool
     others: dict[str, str] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> str:
         """Digest of what the film begins with."""
@@ -44,10 +48,18 @@ class Film:
 
     def owns(self, texts: Sequence[str]) -> tuple[str, ...]:
         """One digest per clip: of all that it is made from, apart from its seed and what came before it."""
-        base = {"model": self.model_key, "clip": self.clip_key, "vae": self.vae_key, "seed": self.seed,
-                "carry": self.carry_memory, "plan": _plan_facts(self.plan), "others": self.others}
-        return tuple(_digest({**base, "text": text, **({} if i else {"first": self.first})})
+        sees_frames = find_preset(self.memory.spec).strategy == "latent"  # else the VAE encodes a start image alone
+        return tuple(self._own(i, text, self.others, sees_frames or (i == 0 and bool(self.first)))
                      for i, text in enumerate(texts))
+
+    def owned(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """What the same clips were named before: by all inputs, also those that change nothing."""
+        return tuple(self._own(i, text, self.given, True) for i, text in enumerate(texts))
+
+    def _own(self, i: int, text: str, others: dict[str, str], needs_vae: bool) -> str:
+        return _digest({"model": self.model_key, "clip": self.clip_key, "seed": self.seed, "carry": self.carry_memory,
+                        "plan": _plan_facts(self.plan), "others": others, "text": text,
+                        **({"vae": self.vae_key} if needs_vae else {}), **({} if i else {"first": self.first})})
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,9 @@ def _plan_facts(plan: RenderPlan) -> dict:
 
 
 def _spec_facts(spec: MemorySpec) -> dict:
-    """Where K/V rest changes no bit of the film."""
+    """Where K/V rest changes no bit of the film, nor does what a recipe is called."""
+    if spec.custom is not None:
+        spec = replace(spec, custom=replace(spec.custom, **UNNAMED))
     return {name: value for name, value in asdict(spec).items() if name != "placement"}
 
 

@@ -18,19 +18,16 @@ from ..common.compat import (
     schema,
 )
 from ..common.digest import patcher_key, value_key
-from ..common.types import PromptTimeline, RenderPlan, VideoMemory
+from ..common.types import MemorySpec, PromptTimeline, RenderPlan, VideoMemory
 from ..prompts.timeline import re_resolve
 from ..video.places import SUBFOLDER, run_path
 from ..video.run_folder import RunFolder
 from ..video.runs import changes
 from .bridge import clip_times, open_run, show_progress
 from .choice import REGENERATE, Again, Choice, choose
+from .counted import counted, names
 from .expansion import Film, Sources, expand
 from .report import FilmClock, status
-
-FOR_ALL = ("negative", "cfg", "model_low_noise", "clip_vision", "sampler", "sigmas")  # inputs of every Clip Sampler
-FOR_FIRST = ("start_image",)
-
 
 _OPTIONAL = (
     field(io.Combo, "regenerate", options=list(REGENERATE), default="none", optional=True,
@@ -111,32 +108,43 @@ class RenderShort(io.ComfyNode):
                 run_name: str, carry_memory: bool, regenerate: str = "none", regenerate_clip: int = 1,
                 regenerate_seed: int = 0, **others: object) -> io.NodeOutput:
         timeline, run = re_resolve(timeline, plan.clip_s), open_run(run_name)
-        keys = {name: value_key(value) for name, value in others.items() if value is not None}
-        film = Film(patcher_key(model), patcher_key(clip.patcher), patcher_key(vae.patcher), memory, plan, seed,
-                    carry_memory, *({name: keys[name] for name in names if name in keys}
-                                    for names in (FOR_ALL, FOR_FIRST)))
+        film = cls.film(model, clip, vae, memory, plan, seed, carry_memory, others)
         again = Again(regenerate, regenerate_clip - 1, regenerate_seed)
-        choices = choose(film.owns(timeline.clip_texts), film.start(), seed, run.fingerprints, again)
+        texts = timeline.clip_texts
+        choices = choose(film.owns(texts), film.start(), seed, run.fingerprints, again, film.owned(texts))
         is_there = cls.look_for(run, choices)
         to_make = [i for i, choice in enumerate(choices) if not run.finished(i, choice.keeps or choice.fingerprint)]
         chunks = plan.clip_latents // plan.spec.chunk_latents
         show_progress(cls.hidden.unique_id, FilmClock(len(choices), to_make, chunks, clip_times(run, plan)))
         graph = GraphBuilder()
         clips, after = expand(lambda kind, id, **inputs: graph.node(kind, id, **inputs).out,
-                              cls.sources(others, run_name, carry_memory), timeline, choices)
+                              cls.sources(others, run_name, carry_memory, memory.spec), timeline, choices)
         harm = filter(None, (run.harm(i, choice.fingerprint) for i, choice in enumerate(choices)))
         said = status(choices, is_there, again, [*run.seen.news(run.path), *harm])
         return io.NodeOutput(clips, after, said, expand=graph.finalize())
 
     @classmethod
-    def sources(cls, others: dict[str, object], run_name: str, carry_memory: bool) -> Sources:
+    def film(cls, model, clip, vae, memory: VideoMemory, plan: RenderPlan, seed: int, carry_memory: bool,
+             others: dict[str, object]) -> Film:
+        """All that decides what the film looks like, as digests."""
+        every, first = ({name: others[name] for name in group if others.get(name) is not None}
+                        for group in names(memory.spec, carry_memory))
+        keys = {name: value_key(value) for name, value in {**every, **first}.items()}
+        counts = counted(every, memory.spec, model)
+        counting = {name: keys[name] for name in counts if name in keys} | {"cfg": value_key(counts["cfg"])}
+        return Film(patcher_key(model), patcher_key(clip.patcher), patcher_key(vae.patcher), memory, plan, seed,
+                    carry_memory, counting, {name: keys[name] for name in first}, {name: keys[name] for name in every})
+
+    @classmethod
+    def sources(cls, others: dict[str, object], run_name: str, carry_memory: bool, spec: MemorySpec) -> Sources:
         """What the clips are made with: links where inputs are connected, values where they are typed."""
         links = cls.hidden.dynprompt.get_node(cls.hidden.unique_id)["inputs"]
         given = {name: links[name] for name, value in others.items() if value is not None and name in links}
+        every, first = names(spec, carry_memory)
         return Sources(**{name: links[name] for name in ("model", "clip", "vae", "memory", "plan")},
                        run_name=run_name, carry_memory=carry_memory,
-                       others={name: given[name] for name in FOR_ALL if name in given},
-                       first={name: given[name] for name in FOR_FIRST if name in given})
+                       others={name: given[name] for name in every if name in given},
+                       first={name: given[name] for name in first if name in given})
 
     @classmethod
     def look_for(cls, run: RunFolder, choices: Sequence[Choice]) -> list[bool]:

@@ -16,10 +16,8 @@ from ..memory.state import begin_scene, film_digest, hash_prompt, prompt_tokens
 from .bridge import sample_with_memory
 from .bridge_retreat import Retreat, retreat_note
 from .clip_notes import rebuilt_note, retrieved_note
-from .strategy import ClipRequest, ClipResult, begins_scene
+from .strategy import LATENT_ONLY, ClipRequest, ClipResult, begins_scene
 from .unfinished import Unfinished
-
-LATENT_ONLY = ("model_low_noise", "clip_vision", "sampler", "sigmas")  # of a ClipRequest
 
 
 def sample_rolling(request: ClipRequest) -> ClipResult:

@@ -16,6 +16,8 @@ from ..common.types import Geometry, MemorySpec, ModelFacts, Preset, VideoMemory
 from ..prompts.timeline import SCENE_CUT_PREFIX
 from .presets import find_preset
 
+LATENT_ONLY = ("model_low_noise", "clip_vision", "sampler", "sigmas")  # of a ClipRequest: of use with latent memory
+
 
 @dataclass(frozen=True)
 class ClipRequest:

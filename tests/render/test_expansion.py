@@ -90,7 +90,7 @@ def anchored():
 
 
 @pytest.mark.parametrize("change", [
-    {"model_key": "lora"}, {"clip_key": "x"}, {"vae_key": "x"}, {"seed": 4}, {"carry_memory": False},
+    {"model_key": "lora"}, {"clip_key": "x"}, {"seed": 4}, {"carry_memory": False},
     {"plan": replace(PLAN, width=256)}, {"plan": replace(PLAN, clip_latents=9)},
     {"plan": replace(PLAN, spec=replace(SPEC, precision="int8"))},
     {"memory": commit(empty_memory(SPEC), torch.ones(16, 3, 10, 16), None)},
