@@ -5,10 +5,13 @@ The file appears under its name only when it is whole, so a Cancel, a full disk 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ FORMAT = "1"  # of the files written here; another number makes every cache stal
 CACHE_ENDING = ".videomemory"  # no ending that ComfyUI lists as a model
 HEADER_BYTES = 1 << 16  # reserved for a file's metadata, beside what each tensor's entry takes
 ENTRY_BYTES = 256
+ABANDONED_S = 3600
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -42,6 +46,7 @@ class SafetensorsWriter:
         self._room += -self._room % 8
 
     def __enter__(self) -> SafetensorsWriter:
+        discard_abandoned(self.path)
         self._file = open(self.partial, "wb")
         self._file.seek(8 + self._room)
         return self
@@ -82,6 +87,15 @@ class SafetensorsWriter:
         os.fsync(self._file.fileno())
 
 
+def discard_abandoned(path: Path) -> None:
+    """Delete what killed writers of `path` left: parts of other processes, not written to for an hour."""
+    pattern = re.compile(rf"{re.escape(path.name)}\.(?!{os.getpid()}\.)\d+\.part")
+    for part in path.parent.glob("*.part"):
+        with contextlib.suppress(OSError):  # it is gone, or not ours to look at
+            if pattern.fullmatch(part.name) and time.time() - part.stat().st_mtime > ABANDONED_S:
+                discard(part)
+
+
 def cache_path(source: Path, weights: str) -> Path:
     """Where the quantised form of `source` is kept: beside it, under an ending that no model list shows."""
     return source.with_name(f"{source.name}.{weights}{CACHE_ENDING}")
@@ -110,7 +124,8 @@ def read_cache(path: Path, key: Mapping[str, str]) -> dict[str, torch.Tensor] | 
 
 
 def refuse_without_room(path: Path, needed_bytes: int, what: str) -> None:
-    """Raise ValueError unless the disk of `path` has room for so many bytes."""
+    """Raise ValueError unless the disk of `path` has room for so many bytes; what killed writers left goes first."""
+    discard_abandoned(path)
     free = shutil.disk_usage(path.parent).free
     if free < needed_bytes:
         raise ValueError(message(

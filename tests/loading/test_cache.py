@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,24 @@ def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
         writer.add("x", torch.zeros(8))
         raise Cancelled
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_parts_of_killed_writers_go_after_an_hour(tmp_path: Path) -> None:
+    old = {"a.nf4.1.part", "a.nf4.99.part", f"a.nf4.{os.getpid()}.part"}
+    others = {"b.nf4.1.part", "a.nf4.1.2.part", "xa.nf4.1.part", "a.nf4.x.part", "a.int8.1.part", "a.nf4.1.part.txt"}
+    for name in (*old, *others, "a.nf4.2.part"):
+        (tmp_path / name).write_bytes(b"half")
+        if name != "a.nf4.2.part":  # somebody is writing it
+            os.utime(tmp_path / name, (time.time() - 3700,) * 2)
+    with pytest.raises(ValueError, match="Nothing was written"):
+        refuse_without_room(tmp_path / "a.nf4", 10**18, "Saving")
+    assert set(os.listdir(tmp_path)) == {*others, "a.nf4.2.part", f"a.nf4.{os.getpid()}.part"}
+    (tmp_path / "a.nf4.1.part").touch()
+    os.utime(tmp_path / "a.nf4.1.part", (time.time() - 3700,) * 2)
+    with SafetensorsWriter(tmp_path / "a.nf4", 1, {}) as writer:
+        assert set(os.listdir(tmp_path)) == {*others, "a.nf4.2.part", f"a.nf4.{os.getpid()}.part"}
+        writer.add("x", torch.zeros(8))
+    assert set(os.listdir(tmp_path)) == {*others, "a.nf4.2.part", "a.nf4"}
 
 
 def test_written_once_and_read_after(checkpoint: formats.Checkpoint) -> None:
