@@ -11,7 +11,7 @@ import comfy.weight_adapter.lora
 import torch
 
 from ..common.errors import message
-from .lora import SidePath, comfy_names, describe_coverage, side_path
+from .lora import MODEL_PREFIX, SidePath, comfy_names, describe_coverage, model_names, side_path
 
 log = logging.getLogger(__name__)
 
@@ -52,25 +52,32 @@ def load_lora(model: Any, lora: dict[str, torch.Tensor], name: str, strength: fl
 
     Raises ValueError, with nothing changed, where none did: a LoRA of another family, or of another size of it.
     """
-    converted = comfy.lora_convert.convert_lora(comfy_names(lora))
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
-    patches = comfy.lora.load_lora(converted, key_map, log_missing=False)
-    weights = model.model.state_dict()
-    shapes = {key: logical_shape(model.model, key, weight) for key, weight in weights.items()}
-    placed = {key: patch for key, patch in patches.items()
-              if _plain_key(key) in shapes and (not isinstance(key, str) or fits(patch, shapes[key]))}
-    used = {used for key in placed for used in _file_keys(key, converted, key_map)}
-    unmatched = [key for key in converted if key not in used]
+    shapes = {key: logical_shape(model.model, key, weight) for key, weight in model.model.state_dict().items()}
+    layers = {key.removeprefix(MODEL_PREFIX).removesuffix(".weight") for key in shapes}
+    ways = (comfy_names(lora), model_names(lora, layers))
+    placed, unmatched = max((_placed(named, key_map, shapes) for named in ways), key=lambda found: len(found[0]))
     if not placed:
         raise ValueError(message(
             f"'{name}' must be a LoRA for {type(model.model.diffusion_model).__name__}",
-            f"{len(converted)} keys of which none fits, the first named {next(iter(converted), None)!r}",
+            f"{len(lora)} keys of which none fits, the first named {next(iter(lora), None)!r}",
             "LoRAs trained on this family and size of model", "Choose a LoRA made for this model."))
-    line = describe_coverage(name, len(converted), unmatched)
+    line = describe_coverage(name, len(lora), unmatched)
     log.log(logging.WARNING if line.startswith("WARNING") else logging.INFO, "VideoMemory: %s", line)
     patched = model.clone()
     patched.add_patches(placed, strength)
     return patched, line
+
+
+def _placed(lora: dict[str, torch.Tensor], key_map: dict, shapes: dict[str, tuple[int, ...] | None],
+            ) -> tuple[dict, list[str]]:
+    """The patches that the model has a place for, and the keys that found none."""
+    converted = comfy.lora_convert.convert_lora(lora)
+    patches = comfy.lora.load_lora(converted, key_map, log_missing=False)
+    placed = {key: patch for key, patch in patches.items()
+              if _plain_key(key) in shapes and (not isinstance(key, str) or fits(patch, shapes[key]))}
+    used = {used for key in placed for used in _file_keys(key, converted, key_map)}
+    return placed, [key for key in converted if key not in used]
 
 
 def logical_shape(model: torch.nn.Module, key: str, weight: torch.Tensor) -> tuple[int, ...] | None:

@@ -131,12 +131,21 @@ def comfy_names(headers: Mapping[str, TensorHeader]) -> dict[str, TensorHeader] 
         return None
     pieces: dict[str, dict[str, TensorHeader]] = {}
     for key, header in headers.items():
-        name = key
-        for pattern, replacement in naming.rules:
-            name = re.sub(pattern, replacement, name)
+        name = _renamed(key, naming)
         piece = _PIECE.search(name)
         pieces.setdefault(_PIECE.sub("", name), {})[piece[1] if piece else ""] = header
     return {name: replace(_join(name, found), swapped=name in naming.swapped) for name, found in pieces.items()}
+
+
+def spellings(name: str) -> list[str]:
+    """A name of diffusers as the models have it in ComfyUI that keep every layer whole: Wan and LTX-Video."""
+    return [_renamed(name, naming) for naming in (_WAN, _LTX)]
+
+
+def _renamed(name: str, naming: Naming) -> str:
+    for pattern, replacement in naming.rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def ltx_positions(path: Path, names: Container[str]) -> tuple[dict[str, str], str]:

@@ -5,11 +5,14 @@ y = x W^T + ((x down^T) * scale) up^T, which is x (W + up diag(scale) down)^T wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
+
+from .diffusers_names import spellings
 
 PREFIXES = ("base_model.model.", "pipe.dit.")  # what peft's and DiffSynth's training code put before the model's names
 MODEL_PREFIX = "diffusion_model."  # what ComfyUI expects there
@@ -62,14 +65,31 @@ def comfy_names(lora: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Sources: LongLive's lora.pt, whose keys are base_model.model.blocks.N....lora_A.weight; Mirage's training code,
     which saves pipe.dit.blocks.N....lora_A.weight and reads lora_A.default.weight too.
     """
-    return {_comfy_name(key) if key.startswith(PREFIXES) else key: tensor for key, tensor in lora.items()}
+    return {MODEL_PREFIX + _bare_name(key) if key.startswith(PREFIXES) else key: tensor for key, tensor in lora.items()}
 
 
-def _comfy_name(key: str) -> str:
-    for prefix in (*PREFIXES, "model."):
+def model_names(lora: Mapping[str, torch.Tensor], layers: Container[str]) -> dict[str, torch.Tensor]:
+    """A LoRA file whose names have no beginning of ComfyUI's, or are diffusers', under those ComfyUI looks for.
+
+    layers: the model's layers, without ComfyUI's prefix. Names of no layer stay as they are. Sources: DiffSynth-Studio,
+    which saves blocks.N....lora_A.default.weight; diffusers' LoRA loaders, which save transformer.blocks.N.attn1....
+    """
+    found = {}
+    for key, tensor in lora.items():
+        name = _bare_name(key)
+        names = [spelling for spelling in (name, *spellings(name)) if _is_of_layer(spelling, layers)]
+        found[MODEL_PREFIX + names[0] if names else key] = tensor
+    return found
+
+
+def _bare_name(key: str) -> str:
+    for prefix in (*PREFIXES, "model.", MODEL_PREFIX, "transformer."):
         key = key.removeprefix(prefix)
-    key = key.replace("_fsdp_wrapped_module.", "").replace(".default.weight", ".weight")
-    return MODEL_PREFIX + key
+    return key.replace("_fsdp_wrapped_module.", "").replace(".default.weight", ".weight")
+
+
+def _is_of_layer(name: str, layers: Container[str]) -> bool:
+    return any(name[:dot.start()] in layers for dot in re.finditer(r"\.", name))
 
 
 def describe_coverage(name: str, keys: int, unmatched: Iterable[str]) -> str:

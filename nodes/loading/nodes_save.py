@@ -62,7 +62,8 @@ class LoadLora(io.ComfyNode):
             inputs=[
                 field(io.Model, "model", display_name="MODEL", tooltip="Quantised or not."),
                 field(io.Combo, "lora_name", display_name="LoRA", options=folder_paths.get_filename_list("loras"),
-                      tooltip="A file in models/loras, with ComfyUI's, diffusers' or peft's names."),
+                      tooltip="A file in models/loras, with ComfyUI's, peft's, DiffSynth's or (not for HunyuanVideo) "
+                              "diffusers' names."),
                 field(io.Float, "strength", default=1.0, min=-100.0, max=100.0, step=0.01,
                       tooltip="1 = as trained, 0 = without it."),
             ],
