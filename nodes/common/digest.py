@@ -1,7 +1,8 @@
 """Digests of what ComfyUI hands over: equal in every session for what samples the same, without importing ComfyUI.
 
-What cannot be looked into without being guessed at (a custom node's own objects, lists that a function keeps) counts by
-its name alone; where a wrong match would be worse than none, by itself, in this session (in_session).
+Of a custom node's own objects their settings count (theirs.py). What cannot be looked into without being guessed at
+(the rest of them, lists that a function keeps) counts by its name alone; where a wrong match would be worse than none,
+by itself, in this session (in_session).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 import numpy
 import torch
 
+from .theirs import changed, is_core, rebound, settings
+
 DEPTH = 8  # of objects inside objects that are looked at
-CORE = ("comfy", "comfy_extras", "comfy_api", "nodes", "k_diffusion", __name__.partition(".nodes.")[0].split(".")[0])
 SAMPLED = 16  # values of a weight
 _TOKENS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 _COUNTER = itertools.count()
@@ -78,6 +80,7 @@ class _Look:
     def __init__(self, in_session: bool) -> None:
         self.in_session, self.inside_model = in_session, False
         self.path: list[int] = []  # what is being looked at, against circles
+        self.parts: set[int] = set()  # ids of the models' modules
 
     def pieces(self, value: Any, depth: int) -> Iterator[bytes]:
         if isinstance(value, (int, float, complex, str, bytes, type(None), torch.dtype)):
@@ -129,6 +132,7 @@ class _Look:
         was, self.inside_model = self.inside_model, True
         parts: dict[int, tuple] = {}
         _collect(model.model, model.object_patches_backup, "", parts)
+        self.parts.update(parts)
         weights = _weights(parts)
         for name in sorted(weights):
             if not name.startswith("model_sampling.") and ".side_path_" not in name:  # a loaded LoRA counts as a patch
@@ -148,12 +152,13 @@ class _Look:
         if not isinstance(value, types.FunctionType):
             return
         yield from self.pieces([value.__defaults__, value.__kwdefaults__], depth)
-        for cell in value.__closure__ or ():
+        counted = rebound(value.__code__)
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             try:
                 held = cell.cell_contents
             except ValueError:  # not filled yet
                 continue
-            if isinstance(held, (list, dict, set)):  # may change while it samples
+            if name in counted or isinstance(held, (list, dict, set)):  # may change while it samples
                 yield from self.opaque(held)
             else:
                 yield from self.pieces(held, depth)
@@ -162,14 +167,32 @@ class _Look:
         """Any other object: of ComfyUI's and our own classes what they hold, and so of inputs that are no model."""
         yield type(value).__qualname__.encode()
         if isinstance(value, torch.nn.Module):
-            held = {**dict(value.named_parameters(recurse=False)), **dict(value.named_buffers(recurse=False)),
-                    **{name: one for name, one in vars(value).items() if isinstance(one, (int, float, str))}}
-            yield from self.pieces(held, depth)
-        elif not self.inside_model or type(value).__module__.split(".")[0] in CORE:
+            if id(value) not in self.parts:  # those count by their weights, and patches leave things on them
+                yield from self.module(value, depth)
+        elif not self.inside_model or is_core(type(value)):
             held = vars(value) if hasattr(value, "__dict__") else getattr(value, "weights", None)
             yield from self.pieces(held, depth)
         else:
+            yield from self.settings(value)
             yield from self.opaque(value)
+
+    def module(self, value: torch.nn.Module, depth: int) -> Iterator[bytes]:
+        kind = type(value)
+        held = {**dict(value.named_parameters(recurse=False)), **dict(value.named_buffers(recurse=False))}
+        ours = any(map(is_core, kind.__mro__))
+        if ours:
+            held.update({name: one for name, one in vars(value).items()
+                         if isinstance(one, (int, float, str)) and name not in changed(kind)})
+        yield from self.pieces(held, depth)
+        if not ours:
+            yield from self.settings(value)
+
+    def settings(self, value: Any) -> Iterator[bytes]:
+        found = settings(value)
+        if found:
+            was, self.inside_model = self.inside_model, False  # every byte: prompts differ in a few rows only
+            yield from self.pieces(found, DEPTH)
+            self.inside_model = was
 
     def opaque(self, value: Any) -> Iterator[bytes]:
         if not self.in_session:

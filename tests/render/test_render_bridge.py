@@ -101,7 +101,7 @@ def test_what_cannot_be_looked_into_is_equal_only_to_itself_where_that_is_asked(
 
     class Somebodys:
         def __init__(self, strength):
-            self.strength = strength
+            self.values = [strength]
 
     def patched(thing):
         changed = model("i2v22").clone()
