@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import secrets
 import types
 import weakref
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from .theirs import changed, is_core, rebound, settings
 DEPTH = 8  # of objects inside objects that are looked at
 SAMPLED = 16  # values of a weight
 _TOKENS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-_COUNTER = itertools.count()
+_COUNTER = itertools.count(secrets.randbits(62))  # no number of an earlier session
 
 
 def patcher_key(model: Any) -> str:

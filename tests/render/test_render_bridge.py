@@ -120,6 +120,27 @@ def test_what_cannot_be_looked_into_is_equal_only_to_itself_where_that_is_asked(
     assert value_key(counting(1)) != value_key(counting(2))
 
 
+def test_what_is_equal_only_in_this_session_has_another_key_in_the_next():
+    import importlib.util
+    import threading
+
+    from pack.nodes.common import digest
+
+    from ..sampling.latent_models import model
+
+    def next_session():
+        spec = importlib.util.spec_from_file_location(digest.__name__, digest.__file__)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    changed = model("i2v22").clone()
+    changed.model_options["transformer_options"]["theirs"] = threading.Event()
+    one, other = next_session(), next_session()
+    assert one.value_key(changed, True) == one.value_key(changed, True) != other.value_key(changed, True)
+    assert one.value_key(changed) == other.value_key(changed)
+
+
 def test_keys_are_the_same_in_every_session():
     """Written down once: a key that changes makes every film again. A sampler's holds names of ComfyUI's functions."""
     from pack.nodes.common.digest import value_key
