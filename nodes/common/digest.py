@@ -39,6 +39,14 @@ def patcher_key(model: Any) -> str:
     return _hexdigest(_Look(False).patcher(model))
 
 
+def clip_key(clip: Any) -> str:
+    """A digest of what a CLIP encodes with: patcher_key, and what its own settings differ in from the defaults."""
+    held = {name: getattr(clip, name, None) for name in ("layer_idx", "tokenizer_options")}
+    set_to = {name: value for name, value in held.items() if value not in (None, {})}
+    key = patcher_key(clip.patcher)
+    return value_key([key, set_to]) if set_to else key
+
+
 def value_key(value: Any, in_session: bool = False) -> str:
     """A digest of an input of a node: equal in every session for what samples the same.
 

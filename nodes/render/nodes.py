@@ -17,7 +17,7 @@ from ..common.compat import (
     output_places,
     schema,
 )
-from ..common.digest import patcher_key, value_key
+from ..common.digest import clip_key, patcher_key, value_key
 from ..common.types import MemorySpec, PromptTimeline, RenderPlan, VideoMemory
 from ..prompts.timeline import re_resolve
 from ..video.places import SUBFOLDER, run_path
@@ -132,7 +132,7 @@ class RenderShort(io.ComfyNode):
         keys = {name: value_key(value) for name, value in {**every, **first}.items()}
         counts = counted(every, memory.spec, model)
         counting = {name: keys[name] for name in counts if name in keys} | {"cfg": value_key(counts["cfg"])}
-        return Film(patcher_key(model), patcher_key(clip.patcher), patcher_key(vae.patcher), memory, plan, seed,
+        return Film(patcher_key(model), clip_key(clip), patcher_key(vae.patcher), memory, plan, seed,
                     carry_memory, counting, {name: keys[name] for name in first}, {name: keys[name] for name in every})
 
     @classmethod

@@ -141,6 +141,35 @@ def test_what_is_equal_only_in_this_session_has_another_key_in_the_next():
     assert one.value_key(changed) == other.value_key(changed)
 
 
+def test_settings_of_a_text_encoder_count_where_they_are_set(toyworld):
+    from comfy_extras.nodes_cond import T5TokenizerOptions
+    from pack.nodes.common.digest import clip_key, patcher_key
+    from pack.nodes.loading import bridge_text
+
+    clip = bridge_text.load_text_encoder(str(toyworld / "toyworld_te_fp16.safetensors"), "original")[0]
+    earlier, last = clip.clone(), clip.clone()
+    earlier.clip_layer(-2)
+    last.clip_layer(-1)
+    longer, same = (T5TokenizerOptions.execute(clip, 0, length).args[0] for length in (600, 600))
+    assert clip_key(clip) == clip_key(clip.clone()) == patcher_key(clip.patcher)
+    assert clip_key(longer) == clip_key(same)
+    assert len({clip_key(each) for each in (clip, earlier, last, longer)}) == 4
+
+
+def test_a_film_is_another_with_another_setting_of_its_text_encoder():
+    from types import SimpleNamespace
+
+    from pack.nodes.memory.state import empty_memory
+    from pack.nodes.render.nodes import RenderShort
+
+    from ..sampling.latent_models import model, vae
+    from .test_expansion import PLAN
+
+    keys = {RenderShort.film(model("i2v"), SimpleNamespace(patcher=model("i2v"), layer_idx=layer), vae(""),
+                             empty_memory(PLAN.spec), PLAN, 3, True, {}).clip_key for layer in (None, -2)}
+    assert len(keys) == 2
+
+
 def test_keys_are_the_same_in_every_session():
     """Written down once: a key that changes makes every film again. A sampler's holds names of ComfyUI's functions."""
     from pack.nodes.common.digest import value_key
