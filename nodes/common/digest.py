@@ -135,7 +135,7 @@ class _Look:
             flat = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
             yield bytes(flat.to("cpu", copy=True).double().numpy().tobytes())
         else:
-            yield flat.to("cpu").view(torch.uint8).numpy().tobytes()
+            yield flat.to("cpu").contiguous().view(torch.uint8).numpy().tobytes()
 
     def patcher(self, model: Any) -> Iterator[bytes]:
         was, self.inside_model = self.inside_model, True

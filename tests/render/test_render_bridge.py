@@ -44,6 +44,13 @@ def test_one_pixel_is_another_picture():
     assert value_key(picture) != before
 
 
+def test_every_other_step_is_digested_as_its_copy():
+    from pack.nodes.common.digest import value_key
+
+    sigmas = torch.linspace(1, 0, 9)
+    assert value_key(sigmas[::2]) == value_key(sigmas[::2].clone()) != value_key(sigmas[1::2])
+
+
 def test_models_count_by_their_weights():
     from pack.nodes.common.digest import value_key
 
