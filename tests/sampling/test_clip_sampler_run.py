@@ -254,12 +254,15 @@ def test_the_model_goes_to_ram_piece_by_piece_before_the_window_is_shortened(pin
 
 
 class Card(TorchDispatchMode):
-    """Tensors without data lie on the card; what leaves it for the CPU is memory without a value."""
+    """Tensors without data lie on the card; what leaves it for the CPU is memory without a value. Asked, they are
+    finite."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.ops.aten._to_copy.default and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
             return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool:
+            return True
         return func(*args, **kwargs)
 
 
