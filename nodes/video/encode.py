@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -165,7 +166,8 @@ class _Writer:
         self.video.time_base = self.video.codec_context.time_base = 1 / self.fps
         self.sound = _AudioTrack(self.container, self.audio) if self.audio else None
         try:
-            self.video.codec_context.open()
+            with _own_priority():
+                self.video.codec_context.open()
         except av.FFmpegError as error:
             raise ValueError(message(
                 f"The encoder {self.video.codec_context.name} refuses the film", f"frames of {size[0]}x{size[1]}",
@@ -182,6 +184,22 @@ class _Writer:
             self.sound.close()
         context = self.video.codec_context
         return VideoFacts(self.frames, self.fps, context.width, context.height)
+
+
+@contextmanager
+def _own_priority() -> Iterator[None]:
+    """Keep the thread's scheduling: SVT-AV1, run by root, makes the thread that opens it a real-time one.
+
+    So would be every process that ComfyUI starts from then on, and two busy ones of them stop a computer of two cores.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # Linux alone has it
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 class _AudioTrack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from fractions import Fraction
 
@@ -249,3 +250,19 @@ def test_damaged_file_is_named(tmp_path):
     (tmp_path / "clip.mkv").write_bytes(b"not a video")
     with pytest.raises(RuntimeError, match=r"clip.mkv' could not be read"):
         list(read_frames(tmp_path / "clip.mkv"))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux alone has schedulers to choose")
+@pytest.mark.parametrize("codec", CODECS)
+def test_no_encoder_makes_comfyui_a_real_time_program(tmp_path, codec):
+    """SVT-AV1 does, when root runs it."""
+    seen = []
+
+    def frames():
+        for _ in range(3):
+            seen.append((os.sched_getscheduler(0), os.sched_getparam(0).sched_priority))
+            yield torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+
+    write_mp4(tmp_path / "film.mp4", frames(), 8, codec=codec)
+    seen.append((os.sched_getscheduler(0), os.sched_getparam(0).sched_priority))
+    assert set(seen) == {seen[0]}
