@@ -1,6 +1,6 @@
 """Digests of what ComfyUI hands over: equal in every session for what samples the same, without importing ComfyUI.
 
-Of a custom node's own objects their settings count (theirs.py). What cannot be looked into without being guessed at
+Of a custom node's own objects their settings count (foreign.py). What cannot be looked into without being guessed at
 (the rest of them, lists that a function keeps) counts by its name alone; where a wrong match would be worse than none,
 by itself, in this session (in_session).
 """
@@ -19,7 +19,7 @@ from typing import Any
 import numpy
 import torch
 
-from .theirs import changed, is_core, rebound, settings
+from .foreign import changed, is_core, rebound, settings
 
 DEPTH = 8  # of objects inside objects that are looked at
 SAMPLED = 16  # values of a weight

@@ -46,7 +46,6 @@ class SafetensorsWriter:
         self._room += -self._room % 8
 
     def __enter__(self) -> SafetensorsWriter:
-        discard_abandoned(self.path)
         self._file = open(self.partial, "wb")
         self._file.seek(8 + self._room)
         return self

@@ -43,18 +43,17 @@ class Choice:
 
 
 def choose(owns: Sequence[str], start: str, seed: int, listed: Callable[[int], list[str]],
-           again: Again, owned: Sequence[str] = ()) -> tuple[Choice, ...]:
+           again: Again) -> tuple[Choice, ...]:
     """What every clip of the film is.
 
     owns: digest of what each clip is made from, apart from its seed and what came before. start: digest of what the
     film begins with. seed: of clips that no take says anything of. listed: fingerprints of the takes of a clip, the
-    best first. owned: what owns were called before; takes of that name fit too, and keep it.
+    best first.
     """
     _check(again, len(owns))
     choices, before = [], short(start)
     for index, own in enumerate(owns):
-        names = (own, *owned[index:index + 1])
-        takes = [(text, parts) for text in listed(index) if (parts := _parts(text)) and parts[0] in names]
+        takes = [(text, parts) for text in listed(index) if (parts := _parts(text)) and parts[0] == own]
         fitting = [parts[1] for _, parts in takes if parts[2] == before]
         keeps, chosen = "", seed
         if again.includes(index):
@@ -63,8 +62,7 @@ def choose(owns: Sequence[str], start: str, seed: int, listed: Callable[[int], l
             chosen = fitting[0]
         elif again.mode == "only" and index > again.clip and takes:
             keeps, (_, chosen, _) = takes[0]
-        name = next((parts[0] for _, parts in takes if parts[1:] == (chosen, before)), own)
-        fingerprint = f"{name}.{chosen}.{before}"
+        fingerprint = f"{own}.{chosen}.{before}"
         choices.append(Choice(fingerprint, chosen, keeps))
         before = short(fingerprint)
     return tuple(choices)

@@ -27,8 +27,8 @@ class Film:
     """Everything that decides what a film looks like, apart from its texts.
 
     model_key, clip_key, vae_key: digests of weights and patches (digest.patcher_key). memory: what it starts with.
-    others, first: digests of further inputs of Clip Sampler by name, of every clip and of the first one alone; of
-    others those that count (render.counted). given: of others all that there are, by which earlier films were named.
+    others, first: digests of further inputs of Clip Sampler that count (counted.py) by name, of every clip and of the
+    first one alone.
     """
 
     model_key: str
@@ -40,7 +40,6 @@ class Film:
     carry_memory: bool
     others: dict[str, str] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
-    given: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> str:
         """Digest of what the film begins with."""
@@ -48,18 +47,12 @@ class Film:
 
     def owns(self, texts: Sequence[str]) -> tuple[str, ...]:
         """One digest per clip: of all that it is made from, apart from its seed and what came before it."""
-        sees_frames = find_preset(self.memory.spec).strategy == "latent"  # else the VAE encodes a start image alone
-        return tuple(self._own(i, text, self.others, sees_frames or (i == 0 and bool(self.first)))
+        base = {"model": self.model_key, "clip": self.clip_key, "seed": self.seed, "carry": self.carry_memory,
+                "plan": _plan_facts(self.plan), "others": self.others}
+        vae, sees_frames = {"vae": self.vae_key}, find_preset(self.memory.spec).strategy == "latent"
+        return tuple(_digest({**base, "text": text, **({} if i else {"first": self.first}),
+                              **(vae if sees_frames or (i == 0 and self.first) else {})})  # else it decodes alone
                      for i, text in enumerate(texts))
-
-    def owned(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """What the same clips were named before: by all inputs, also those that change nothing."""
-        return tuple(self._own(i, text, self.given, True) for i, text in enumerate(texts))
-
-    def _own(self, i: int, text: str, others: dict[str, str], needs_vae: bool) -> str:
-        return _digest({"model": self.model_key, "clip": self.clip_key, "seed": self.seed, "carry": self.carry_memory,
-                        "plan": _plan_facts(self.plan), "others": others, "text": text,
-                        **({"vae": self.vae_key} if needs_vae else {}), **({} if i else {"first": self.first})})
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,7 @@ class RenderShort(io.ComfyNode):
         timeline, run = re_resolve(timeline, plan.clip_s), open_run(run_name)
         film = cls.film(model, clip, vae, memory, plan, seed, carry_memory, others)
         again = Again(regenerate, regenerate_clip - 1, regenerate_seed)
-        texts = timeline.clip_texts
-        choices = choose(film.owns(texts), film.start(), seed, run.fingerprints, again, film.owned(texts))
+        choices = choose(film.owns(timeline.clip_texts), film.start(), seed, run.fingerprints, again)
         is_there = cls.look_for(run, choices)
         to_make = [i for i, choice in enumerate(choices) if not run.finished(i, choice.keeps or choice.fingerprint)]
         chunks = plan.clip_latents // plan.spec.chunk_latents
@@ -129,11 +128,10 @@ class RenderShort(io.ComfyNode):
         """All that decides what the film looks like, as digests."""
         every, first = ({name: others[name] for name in group if others.get(name) is not None}
                         for group in names(memory.spec, carry_memory))
-        keys = {name: value_key(value) for name, value in {**every, **first}.items()}
-        counts = counted(every, memory.spec, model)
-        counting = {name: keys[name] for name in counts if name in keys} | {"cfg": value_key(counts["cfg"])}
+        counting, beginning = ({name: value_key(value) for name, value in group.items()}
+                               for group in (counted(every, memory.spec, model), first))
         return Film(patcher_key(model), clip_key(clip), patcher_key(vae.patcher), memory, plan, seed,
-                    carry_memory, counting, {name: keys[name] for name in first}, {name: keys[name] for name in every})
+                    carry_memory, counting, beginning)
 
     @classmethod
     def sources(cls, others: dict[str, object], run_name: str, carry_memory: bool, spec: MemorySpec) -> Sources:

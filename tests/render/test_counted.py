@@ -1,4 +1,4 @@
-"""What Render Short's film is made from: inputs that change nothing make no clip again, and older folders stay."""
+"""What Render Short's film is made from: inputs that change nothing make no clip again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def film_of(spec, **options) -> Film:
 
 def used_again(film: Film, folder: list[str]) -> list[bool]:
     """Per clip, whether the folder's take is the film's."""
-    choices = choose(film.owns(TEXTS), film.start(), film.seed, lambda i: [folder[i]], Again(), film.owned(TEXTS))
+    choices = choose(film.owns(TEXTS), film.start(), film.seed, lambda i: [folder[i]], Again())
     return [choice.fingerprint == text for choice, text in zip(choices, folder, strict=True)]
 
 
@@ -74,46 +74,6 @@ GIVEN = {"negative": "n", "model_low_noise": MODEL, "clip_vision": "c", "sampler
 ])
 def test_what_changes_nothing_does_not_count(spec, given, model, count):
     assert counted(given, spec, model) == count
-
-
-def older(film: Film) -> list[str]:
-    """Its clips as they were named when every input counted."""
-    return [choice.fingerprint for choice in
-            choose(film.owned(TEXTS), film.start(), film.seed, lambda _: [], Again())]
-
-
-def test_films_named_by_all_their_inputs_are_still_used():
-    film = film_of(ROLLING, others={"cfg": "0"}, given={"cfg": "0", "negative": "n"})
-    folder = older(film)
-    assert used_again(film, folder) == [True] * 4
-    assert not any(used_again(replace(film, given={"cfg": "0"}), folder))
-    assert not any(used_again(replace(film, seed=4), folder))
-
-
-@pytest.mark.parametrize(("spec", "first", "second"), [
-    (ROLLING, "16eaea6ce6fa35f5b810f891", "e96937f81f11f74d4e171c9e"),
-    (I2V, "caed5d8d5a4c00548f454e35", "afdecad504acdfe54817d7e9")])
-def test_older_names_are_the_ones_that_were_written(spec, first, second):
-    """Written down while every input counted."""
-    given = {"cfg": "0", "negative": "n"}
-    film = film_of(spec, others=given, given=given, first={"start_image": "a"})
-    assert film.owned(TEXTS)[:2] == (first, second)
-    assert (film.owns(TEXTS)[:2] == film.owned(TEXTS)[:2]) == (spec is I2V)
-
-
-def test_one_clip_of_an_older_film_made_again_leaves_those_before_it():
-    film = film_of(ROLLING, others={"cfg": "0"}, given={"cfg": "0", "negative": "n"})
-    folder = [[text] for text in older(film)]
-
-    def chosen(*again):
-        return choose(film.owns(TEXTS), film.start(), film.seed, folder.__getitem__, Again(*again), film.owned(TEXTS))
-
-    only = chosen("only", 2, 9)
-    assert [choice.fingerprint in texts for choice, texts in zip(only, folder, strict=True)] == [1, 1, 0, 0]
-    assert only[3].keeps == folder[3][0]
-    folder[2].append(only[2].fingerprint)
-    folder[3].append(only[3].fingerprint)
-    assert chosen("only", 2, 9) == tuple(replace(choice, keeps="") for choice in only)
 
 
 @pytest.mark.parametrize(("spec", "carries", "begun"), [(I2V, True, 1), (I2V, False, 4), (ROLLING, False, 1)])
